@@ -1,0 +1,1 @@
+"""Any hypervisor that libvirt drives. libvirt's handles never leave this folder."""

@@ -1,0 +1,110 @@
+"""libvirt as a library of this process: loaded late, quiet, with its event loop running.
+
+libvirt has one event loop for the life of a process. It gets a thread of its own, not asyncio's loop: its callbacks
+then never wait for the daemon's work, libvirt's threads never wait for Python's, and a process (a test run) may
+have several asyncio loops one after the other.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from crannog.errors import HypervisorError
+from crannog.ports.hypervisor import DomainState
+
+if TYPE_CHECKING:
+    import libvirt
+
+_LOG_VARIABLES = ("LIBVIRT_DEBUG", "LIBVIRT_LOG_OUTPUTS")
+_LOG_ERRORS = "4"
+
+_loop_lock = threading.Lock()
+_loop_threads: list[threading.Thread] = []
+
+
+def _ignore_error(_context: object, _error: object) -> None:
+    """Take libvirt's place of writing each error to stderr: all are raised as exceptions as well."""
+
+
+def _import_quietly(log: str) -> None:
+    # libvirt reads where to log from the environment, once, when it is loaded. What was set is put back, because
+    # the environment goes on to every child (B8).
+    before = {name: os.environ.get(name) for name in _LOG_VARIABLES}
+    if not any(before.values()):
+        os.environ.update(zip(_LOG_VARIABLES, (_LOG_ERRORS, f"{_LOG_ERRORS}:file:{log}"), strict=True))
+    try:
+        import libvirt
+    except ImportError as error:
+        raise HypervisorError(
+            f"libvirt's Python binding cannot be loaded: {error}: install libvirt-python"
+        ) from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+    libvirt.registerErrorHandler(_ignore_error, None)
+
+
+def _run_event_loop() -> None:
+    import libvirt
+
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def load_libvirt(log: str) -> None:
+    """Import libvirt, let it log its own errors to the file `log`, and start its event loop.
+
+    May be called again; the first call decides. Raises HypervisorError when libvirt is not installed.
+    """
+    with _loop_lock:
+        if _loop_threads:
+            return
+        _import_quietly(log)
+        import libvirt
+
+        libvirt.virEventRegisterDefaultImpl()
+        thread = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
+        thread.start()
+        _loop_threads.append(thread)
+
+
+# virDomainState and virDomainEventType (libvirt, libvirt-domain.h).
+_STATES = {
+    1: DomainState.RUNNING,
+    2: DomainState.RUNNING,  # blocked on a resource
+    3: DomainState.PAUSED,
+    4: DomainState.DYING,
+    5: DomainState.ABSENT,
+    6: DomainState.CRASHED,
+    7: DomainState.SUSPENDED,
+}
+_EVENTS = {
+    3: DomainState.PAUSED,
+    4: DomainState.RUNNING,
+    5: DomainState.ABSENT,
+    6: DomainState.DYING,
+    7: DomainState.SUSPENDED,
+    8: DomainState.CRASHED,
+}
+"""`started` (2) is left out: domains start paused, and the event for that follows."""
+
+
+def to_state(number: int) -> DomainState:
+    """Return the state for libvirt's `number`; one that this version does not know counts as running."""
+    return _STATES.get(number, DomainState.RUNNING)
+
+
+def subscribe(connection: "libvirt.virConnect", tell: Callable[[str, DomainState], None]) -> None:
+    """Have `tell` called, in libvirt's thread, with the UUID and new state at each change of a domain."""
+    import libvirt
+
+    def take(
+        _connection: object, domain: "libvirt.virDomain", event: int, _detail: int, _opaque: object
+    ) -> None:
+        state = _EVENTS.get(event)
+        if state:
+            tell(domain.UUIDString(), state)
+
+    connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, take, None)

@@ -1,0 +1,198 @@
+"""The folder in which libvirt's in-process QEMU driver lives (`qemu:///embed?root=DIR`), and what it is told there.
+
+Facts about that driver (libvirt, drvqemu page, "Embedded driver"): one process at a time may open a folder, a process
+can open only one folder in its life, and a QEMU outlives both; the next process that opens the same path finds it.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from urllib.parse import quote
+
+from crannog.config import SUN_PATH_MAX
+from crannog.errors import HypervisorError
+
+URI = "qemu:///embed"
+
+_LONGEST_SOCKET = "/lib/qemu/domain-999999-" + "n" * 20 + "/monitor.sock"
+"""Below the root; libvirt cuts a domain's name to 20 characters there (virDomainDefGetShortName)."""
+
+ROOT_MAX = SUN_PATH_MAX - len(_LONGEST_SOCKET)
+_CAPABILITIES = "cache/qemu/capabilities"
+
+_MANDATORY_ACCESS = ("/sys/module/apparmor/parameters/enabled", "/sys/fs/selinux/enforce")
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _has_mandatory_access_control() -> bool:
+    for path in _MANDATORY_ACCESS:
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+            if file.read(1) in {"Y", "1"}:
+                return True
+    return False
+
+
+def _has_mount_namespaces() -> bool:
+    return os.path.exists("/proc/self/ns/mnt")
+
+
+def isolation_gaps() -> list[str]:
+    """Return, one sentence each, what keeps a guest that broke out of QEMU from being held back on this host."""
+    gaps = []
+    if _is_root():
+        gaps.append("QEMU runs as root: run crannogd as an ordinary user where the host allows it")
+    if not _has_mandatory_access_control():
+        gaps.append("neither AppArmor nor SELinux confines QEMU: enable one of them in the host's kernel")
+    if not _is_root() or not _has_mount_namespaces():
+        gaps.append("QEMU sees the host's whole /dev: libvirt's mount namespace needs root")
+    gaps.append("QEMU's use of devices, memory and CPU is not limited by control groups")
+    return gaps
+
+
+def _configuration() -> str:
+    """Return qemu.conf (its settings: libvirt's own commented qemu.conf)."""
+    lines = [
+        # Else libvirt wants the daemon virtlogd for every log file.
+        'stdio_handler = "file"',
+        # libvirt would ask QEMU for each of some 500 CPU properties by itself, 0.3 s of every start. Without this
+        # capability it asks for all in one call.
+        'capability_filters = [ "cpu-unavailable-features" ]',
+    ]
+    if _is_root():
+        lines += [
+            'user = "+0"',
+            'group = "+0"',
+            "dynamic_ownership = 0",
+            "remember_owner = 0",
+            "cgroup_controllers = []",
+        ]
+        if not _has_mandatory_access_control():
+            lines.append('security_driver = "none"')
+        if not _has_mount_namespaces():
+            lines.append("namespaces = []")
+    return "\n".join(lines) + "\n"
+
+
+def _write_if_changed(path: str, text: str) -> None:
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        if file.read() == text:
+            return
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _alias_folder() -> str:
+    if _is_root():
+        return "/run/crannog-0"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return f"{runtime}/crannog" if runtime.startswith("/") else f"/tmp/crannog-{os.geteuid()}"  # noqa: S108
+
+
+def _make_private(folder: str) -> None:
+    # In a folder that anyone may write to, a name that can be foreseen may have been taken by somebody else.
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise HypervisorError(
+            f"{folder} is not a folder of this user alone: remove it, then start crannogd again"
+        )
+
+
+def short_path(folder: str, alias_folder: str) -> str:
+    """Return a path to `folder` that leaves room for libvirt's monitor sockets (at most `ROOT_MAX` bytes).
+
+    That is `folder` itself, or a symbolic link in `alias_folder` whose name follows from `folder`, so that the next
+    daemon finds running domains under the same path. Raises HypervisorError when neither is short enough.
+    """
+    if len(os.fsencode(folder)) <= ROOT_MAX:
+        return folder
+    alias = os.path.join(alias_folder, hashlib.sha256(os.fsencode(folder)).hexdigest()[:12])
+    if len(os.fsencode(alias)) > ROOT_MAX:
+        raise HypervisorError(
+            f"{folder} is too long for unix sockets below it (at most {ROOT_MAX} bytes): use a shorter CRANNOG_HOME"
+        )
+    _make_private(alias_folder)
+    if not os.path.islink(alias) or os.readlink(alias) != folder:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(alias)
+        os.symlink(folder, alias)
+    return alias
+
+
+class EmbeddedRoot:
+    """The folder `home`/vmm, made ready for the driver.
+
+    `cache` is shared between homes: what libvirt finds out about a QEMU takes seconds and depends on the host alone.
+    """
+
+    def __init__(self, home: str, cache: str) -> None:
+        self._folder = os.path.join(home, "vmm")
+        self._shared = os.path.join(cache, "libvirt/capabilities")
+        self.path = self._folder
+
+    def prepare(self) -> str:
+        """Make the folder ready and return the URI that opens it.
+
+        Raises HypervisorError when it cannot be made, or its path is too long for sockets.
+        """
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            self.path = short_path(self._folder, _alias_folder())
+            for name in ("etc", "log", _CAPABILITIES):
+                os.makedirs(os.path.join(self._folder, name), exist_ok=True)
+            _write_if_changed(self._folder + "/etc/qemu.conf", _configuration())
+            _copy_missing(self._shared, os.path.join(self._folder, _CAPABILITIES))
+        except OSError as error:
+            raise HypervisorError(
+                f"{self._folder} cannot be made ready for libvirt: {error.strerror}"
+            ) from error
+        return f"{URI}?root={quote(self.path)}"
+
+    def share_capabilities(self) -> None:
+        """Keep what libvirt found out about QEMU for the next home. libvirt itself throws away what is out of date."""
+        # The copy saves time and nothing else, so that failing to make it is no error.
+        with contextlib.suppress(OSError):
+            os.makedirs(self._shared, exist_ok=True)
+            _copy_missing(os.path.join(self._folder, _CAPABILITIES), self._shared, is_refresh=True)
+
+    def owner(self) -> str:
+        """Return who holds the folder now ("process 12 (crannogd)"), or an empty text when that is unknown."""
+        try:
+            with open(self._folder + "/run/qemu/driver.pid", encoding="ascii") as file:
+                pid = int(file.read())
+            with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+                return f"process {pid} ({file.read().strip()})"
+        except (OSError, ValueError):
+            return ""
+
+    def log(self, name: str) -> str:
+        """Return the file in which QEMU's own words about the domain `name` are."""
+        return f"{self._folder}/log/qemu/{name}.log"
+
+    def pid_file(self, name: str) -> str:
+        """Return the file that holds the process number of the domain `name`'s QEMU."""
+        return f"{self._folder}/run/qemu/{name}.pid"
+
+
+def _is_older(path: str, than: str) -> bool:
+    return os.stat(path).st_mtime_ns < os.stat(than).st_mtime_ns
+
+
+def _copy_missing(source: str, target: str, *, is_refresh: bool = False) -> None:
+    if not os.path.isdir(source):
+        return
+    for name in os.listdir(source):
+        old, new = os.path.join(source, name), os.path.join(target, name)
+        if not name.endswith(".xml") or (os.path.exists(new) and not (is_refresh and _is_older(new, old))):
+            continue
+        handle, temporary = tempfile.mkstemp(dir=target, prefix=".copy-")
+        os.close(handle)
+        shutil.copy2(old, temporary)
+        os.replace(temporary, new)

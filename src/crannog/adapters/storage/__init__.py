@@ -1,0 +1,1 @@
+"""Pool drivers: where volumes are kept."""

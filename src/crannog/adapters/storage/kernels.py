@@ -1,0 +1,57 @@
+"""Pool linux-kernel: kernels that the host hands to pv and pvh guests, a folder each."""
+
+import os
+import shutil
+
+from crannog.adapters.storage.process import run_tool
+from crannog.core.names import check_name
+from crannog.errors import StorageError
+
+KERNEL_FILES = ("vmlinux", "vmlinuz")
+INITRAMFS = "initramfs"
+
+
+class KernelPool:
+    """The kernels in one folder. A kernel's name is its folder's, usually its release (uname -r)."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def files(self, name: str) -> tuple[str, str]:
+        """Return the paths of kernel and initramfs; raises StorageError when one is missing."""
+        folder = os.path.join(self.folder, name)
+        kernels = [
+            path for path in (os.path.join(folder, file) for file in KERNEL_FILES) if os.path.exists(path)
+        ]
+        initramfs = os.path.join(folder, INITRAMFS)
+        if not name or not kernels or not os.path.exists(initramfs):
+            missing = folder if not kernels else initramfs
+            raise StorageError(
+                f"kernel '{name}' is missing: {missing} has no {'kernel' if not kernels else 'content'}; "
+                f"'crannog template build debian-12' adds a kernel, 'qvm-prefs VM kernel NAME' chooses another"
+            )
+        return kernels[0], initramfs
+
+    async def add(self, name: str, source: str) -> None:
+        """Copy the kernel in folder `source` to the pool, whole or not at all; one that is there is replaced."""
+        check_kernel_name(name)
+        half_made = os.path.join(self.folder, f".new-{name}")
+        target = os.path.join(self.folder, name)
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            shutil.rmtree(half_made, ignore_errors=True)
+            await run_tool(
+                f"kernel {name} cannot be added", "cp", "-r", "--reflink=auto", "--", source, half_made
+            )
+            KernelPool(self.folder).files(f".new-{name}")
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(half_made, target)
+        except OSError as error:
+            raise StorageError(f"kernel {name} cannot be added: {error.strerror}") from error
+        finally:
+            shutil.rmtree(half_made, ignore_errors=True)
+
+
+def check_kernel_name(name: str) -> None:
+    """Raise ValueRefusedError unless `name` can be a folder's name: release numbers start with a digit."""
+    check_name("k" + name[:30])

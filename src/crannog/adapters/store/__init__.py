@@ -1,0 +1,1 @@
+"""The store: qubes.xml on disk."""

@@ -1,0 +1,83 @@
+"""The file behind the store: whole or not at all, whatever happens while it is written."""
+
+import os
+
+from crannog.adapters.store import qubes_xml
+from crannog.core.registry import Registry
+from crannog.errors import StorageError
+
+
+class FileStore:
+    """Keeps the registry in one file (see ports.store)."""
+
+    def __init__(self, path: str, kernels_folder: str) -> None:
+        self.path = path
+        self.kernels_folder = kernels_folder
+
+    def kernels(self) -> set[str]:
+        """Return the names in pool linux-kernel."""
+        try:
+            return {entry.name for entry in os.scandir(self.kernels_folder) if not entry.name.startswith(".")}
+        except FileNotFoundError:
+            return set()
+
+    def load(self) -> Registry:
+        """Read the registry; an absent file is an empty one.
+
+        Raises StorageError with line and reason; the file is left as it is.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                data = file.read(qubes_xml.MAX_FILE_SIZE + 1)
+        except FileNotFoundError:
+            registry = Registry()
+            registry.kernels = self.kernels()
+            return registry
+        except OSError as error:
+            raise StorageError(f"the store {self.path} cannot be read: {error.strerror}") from error
+        try:
+            return qubes_xml.from_bytes(data, self.kernels())
+        except StorageError as error:
+            raise StorageError(
+                f"the store {self.path} cannot be used: {error}; repair the file or put it aside"
+            ) from error
+
+    def save(self, registry: Registry) -> None:
+        """Write the registry to a temporary file, then rename it over the old one (rename(2) is atomic).
+
+        Raises StorageError; the old file is then intact.
+        """
+        temporary = self.path + ".new"
+        try:
+            self._write_whole(temporary, qubes_xml.to_bytes(registry))
+            os.replace(temporary, self.path)
+            self._sync_folder()
+        except OSError as error:
+            self._discard(temporary)
+            raise StorageError(
+                f"the store {self.path} cannot be written: {error.strerror}; the change was not made, the old file is intact"
+            ) from error
+
+    @staticmethod
+    def _write_whole(path: str, data: bytes) -> None:
+        descriptor = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+
+    def _sync_folder(self) -> None:
+        descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _discard(path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return

@@ -1,0 +1,146 @@
+"""Command lines, declared once and read twice.
+
+A correct command line is read here, by 60 lines that import nothing. Help, errors and everything unusual
+(abbreviated options, `-abc`) go to argparse, built from the same declaration: importing it costs as much as
+everything else that a tool does.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+class Option:
+    """An option: `names` as typed, `metavar` when it takes a value."""
+
+    def __init__(
+        self, *names: str, help: str, metavar: str = "", default: str = "", is_repeated: bool = False
+    ) -> None:  # noqa: A002
+        self.names = names
+        self.help = help
+        self.metavar = metavar
+        self.default = default
+        self.is_repeated = is_repeated
+        self.key = next(name for name in names if name.startswith("--"))[2:].replace("-", "_")
+
+    def initial(self) -> Any:  # noqa: ANN401 - a flag, a text or a list of texts
+        """Return the value when the option is not given."""
+        if self.is_repeated:
+            return []
+        return self.default if self.metavar else False
+
+
+class Operand:
+    """A positional argument. `count` is `1`, `?` (at most one), `*` (any) or `...` (the rest, as it is)."""
+
+    def __init__(self, key: str, metavar: str, help: str, count: str = "1") -> None:  # noqa: A002
+        self.key = key
+        self.metavar = metavar
+        self.help = help
+        self.count = count
+
+
+class Values:
+    """What a command line said: one attribute for each option and operand."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - only for type checkers: real attributes are found first
+        raise AttributeError(name)
+
+
+class Command:
+    """One tool's command line."""
+
+    def __init__(self, program: str, summary: str, *parts: Option | Operand, examples: str = "") -> None:
+        self.program = program
+        self.summary = summary
+        self.options = [part for part in parts if isinstance(part, Option)]
+        self.operands = [part for part in parts if isinstance(part, Operand)]
+        self.examples = examples
+
+    def parse(self, arguments: Sequence[str]) -> Values:
+        """Return what the arguments say. Help and wrong command lines end the process, as argparse does."""
+        values = self._parse_plain(list(arguments))
+        return Values(values if values is not None else self._parse_fully(list(arguments)))
+
+    def _parse_plain(self, arguments: list[str]) -> dict[str, Any] | None:
+        """Return the values of a correct command line, or None when argparse must look at it."""
+        named = {name: option for option in self.options for name in option.names}
+        values: dict[str, Any] = {option.key: option.initial() for option in self.options}
+        words: list[str] = []
+        has_rest = any(operand.count == "..." for operand in self.operands)
+        first_of_rest = len(self.operands) - 1
+        while arguments:
+            word = arguments.pop(0)
+            if word == "--" or (has_rest and len(words) >= first_of_rest and words):
+                rest = arguments if word == "--" else [word, *arguments]
+                words += rest[1:] if rest[:1] == ["--"] and word != "--" else rest
+                break
+            if not word.startswith("-") or word == "-":
+                words.append(word)
+            elif not self._take_option(word, named, arguments, values):
+                return None
+        return values if self._assign_words(words, values) else None
+
+    @staticmethod
+    def _take_option(
+        word: str, named: dict[str, Option], arguments: list[str], values: dict[str, Any]
+    ) -> bool:
+        name, separator, value = word.partition("=")
+        option = named.get(name)
+        if (
+            option is None
+            or bool(separator) > bool(option.metavar)
+            or (separator and not name.startswith("--"))
+        ):
+            return False
+        if not option.metavar:
+            values[option.key] = True
+            return True
+        if not separator:
+            if not arguments or arguments[0].startswith("-"):
+                return False
+            value = arguments.pop(0)
+        values[option.key] = [*values[option.key], value] if option.is_repeated else value
+        return True
+
+    def _assign_words(self, words: list[str], values: dict[str, Any]) -> bool:
+        for operand in self.operands:
+            if operand.count in ("*", "..."):
+                values[operand.key], words = words, []
+            elif words:
+                values[operand.key] = words.pop(0)
+            elif operand.count == "?":
+                values[operand.key] = None
+            else:
+                return False
+        return not words
+
+    def _parse_fully(self, arguments: list[str]) -> dict[str, Any]:
+        return vars(self.build_parser().parse_args(arguments))
+
+    def build_parser(self) -> Any:  # noqa: ANN401 - argparse is not imported at the top
+        """Return the same command line as an argparse parser."""
+        import argparse
+
+        parser = argparse.ArgumentParser(
+            prog=self.program,
+            description=self.summary,
+            epilog=f"examples:\n{self.examples}" if self.examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for option in self.options:
+            if option.metavar:
+                action = "append" if option.is_repeated else "store"
+                extra: dict[str, Any] = {"metavar": option.metavar, "default": option.initial()}
+            else:
+                action, extra = "store_true", {}
+            parser.add_argument(*option.names, dest=option.key, help=option.help, action=action, **extra)
+        counts = {"1": {}, "?": {"nargs": "?"}, "*": {"nargs": "*"}, "...": {"nargs": argparse.REMAINDER}}
+        for operand in self.operands:
+            parser.add_argument(
+                operand.key, metavar=operand.metavar, help=operand.help, **counts[operand.count]
+            )  # type: ignore[arg-type]
+        return parser

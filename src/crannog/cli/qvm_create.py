@@ -1,0 +1,65 @@
+"""qvm-create: create a VM."""
+
+import os
+
+from crannog.cli.options import Command, Operand, Option, Values
+from crannog.cli.tool import run
+from crannog.client.connection import Client
+from crannog.errors import CrannogError, UsageError
+
+COMMAND = Command(
+    "qvm-create",
+    "Create a VM. It is halted then; qvm-start starts it.",
+    Operand("name", "NAME", "name of the new VM"),
+    Option(
+        "--class", "-C", metavar="CLASS", default="AppVM", help="AppVM (default), StandaloneVM or TemplateVM"
+    ),
+    Option(
+        "--template",
+        "-t",
+        metavar="VM",
+        help="template of an AppVM; without it the property default_template",
+    ),
+    Option("--label", "-l", metavar="LABEL", default="red", help="colour of its trust level (default: red)"),
+    Option(
+        "--property", "--prop", metavar="NAME=VALUE", is_repeated=True, help="set a property; may be repeated"
+    ),
+    Option("--root-copy-from", "-r", metavar="FILE", help="raw image to copy into the root volume"),
+    examples=(
+        "  qvm-create --template debian-12 --label green work\n"
+        "  qvm-create --class StandaloneVM --property virt_mode=hvm --label red other-os"
+    ),
+)
+
+
+def _create(options: Values) -> None:
+    properties = [_split(text) for text in options.property]
+    client = Client()
+    client.text(
+        f"admin.vm.Create.{getattr(options, 'class')}",
+        "dom0",
+        options.template,
+        f"name={options.name} label={options.label}",
+    )
+    try:
+        for name, value in properties:
+            client.text("admin.vm.property.Set", options.name, name, value)
+        if options.root_copy_from:
+            client.text(
+                "crannog.vm.volume.ImportFile", options.name, "root", os.path.abspath(options.root_copy_from)
+            )
+    except (CrannogError, KeyboardInterrupt):
+        client.call("admin.vm.Remove", options.name)
+        raise
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise UsageError(f"--property takes NAME=VALUE, not '{text}'")
+    return name, value
+
+
+def main() -> int:
+    """Run qvm-create."""
+    return run(COMMAND, _create)

@@ -1,0 +1,48 @@
+"""qvm-remove: remove VMs with everything in them."""
+
+import sys
+
+from crannog.cli.options import Command, Operand, Option, Values
+from crannog.cli.tool import for_each, run
+from crannog.client.connection import Client
+from crannog.errors import UsageError
+
+COMMAND = Command(
+    "qvm-remove",
+    "Remove halted VMs and all their data.",
+    Operand("vms", "VM", "the VMs to remove", "*"),
+    Option("--force", "-f", help="do not ask"),
+    examples="  qvm-remove work\n  qvm-remove --force one two",
+)
+
+
+def _remove(options: Values) -> int:
+    if not options.vms:
+        raise UsageError("name the VMs to remove; qvm-ls lists them")
+    client = Client()
+    for vm in options.vms:
+        client.call("admin.vm.CurrentState", vm)
+    if not options.force and not _is_agreed(options.vms):
+        return 1
+    return for_each(COMMAND.program, options.vms, lambda vm: _remove_one(client, vm))
+
+
+def _remove_one(client: Client, vm: str) -> None:
+    client.call("admin.vm.Remove", vm)
+
+
+def _is_agreed(vms: list[str]) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on; add --force to remove without being asked")
+    print(
+        f"This deletes {', '.join(vms)} and all data in them. Go on? [y/N] ",
+        end="",
+        flush=True,
+        file=sys.stderr,
+    )  # noqa: T201
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def main() -> int:
+    """Run qvm-remove."""
+    return run(COMMAND, _remove)

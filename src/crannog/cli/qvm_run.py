@@ -1,0 +1,52 @@
+"""qvm-run: run a command in a VM."""
+
+import os
+
+from crannog.cli.options import Command, Operand, Option, Values
+from crannog.cli.tool import run
+from crannog.client.connection import Client
+from crannog.errors import UsageError, VMNotHaltedError
+
+COMMAND = Command(
+    "qvm-run",
+    "Run a command in a VM, with this terminal's input and output; end with its exit code.",
+    Operand("vm", "VM", "the VM; it is started if it is halted"),
+    Operand("command", "COMMAND", "the command, for the shell of the VM's user", "..."),
+    Option("--user", "-u", metavar="USER", default="DEFAULT", help="user to run as (default: the VM's default_user)"),
+    Option("--no-autostart", "-n", help="do not start a halted VM; fail"),
+    Option("--pass-io", "-p", help="accepted for those who are used to it: input and output are always passed"),
+    Option("--no-stdin", help="give the command an empty standard input"),
+    examples=(
+        "  qvm-run work -- uname -a\n  qvm-run --user root work 'apt-get update && apt-get upgrade'\n"
+        "  qvm-run work 'cat > notes.txt' < notes.txt"
+    ),
+)
+
+
+def _run(options: Values) -> int:
+    if not options.command:
+        raise UsageError("there is no command; write it after the VM's name")
+    client = Client()
+    socket = client.paths.rpc_socket(options.vm)
+    if not os.path.exists(socket):
+        _start(client, options)
+    from crannog.client.rpc import run_command
+
+    stdin = os.open(os.devnull, os.O_RDONLY) if options.no_stdin else 0
+    return run_command(socket, options.user, " ".join(options.command), stdin, 1, 2)
+
+
+def _start(client: Client, options: Values) -> None:
+    """Start the VM unless told not to; that it runs already is fine."""
+    if options.no_autostart:
+        state = client.text("admin.vm.CurrentState", options.vm).rpartition("=")[2]
+        raise UsageError(f"{options.vm} is {state} and has no agent; start it with 'qvm-start --wait {options.vm}'")
+    try:
+        client.text("crannog.vm.Start", options.vm, "wait")
+    except VMNotHaltedError:
+        return
+
+
+def main() -> int:
+    """Run qvm-run."""
+    return run(COMMAND, _run)

@@ -1,0 +1,51 @@
+"""What all tools share: running one, and how it ends."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from crannog.cli.options import Command, Values
+from crannog.errors import CrannogError
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def run(command: Command, action: Callable[[Values], int | None], arguments: list[str] | None = None) -> int:
+    """Parse the command line, do the action, and return the exit code. No traceback reaches the user."""
+    try:
+        values = command.parse(sys.argv[1:] if arguments is None else arguments)
+        code = action(values) or 0
+        sys.stdout.flush()
+    except CrannogError as error:
+        complain(command.program, str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python would complain once more when it flushes at exit; the reader is gone, so nobody misses anything.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return code
+
+
+def complain(program: str, sentence: str) -> None:
+    """Say on standard error what went wrong."""
+    print(f"{program}: {sentence}", file=sys.stderr)  # noqa: T201
+
+
+def say(text: str) -> None:
+    """Print a line of output."""
+    print(text)  # noqa: T201
+
+
+def for_each(program: str, names: list[str], action: Callable[[str], None]) -> int:
+    """Do the action for each VM; go on after a failure. Return the exit code of the first failure, or 0."""
+    code = 0
+    for name in names:
+        try:
+            action(name)
+        except CrannogError as error:
+            complain(program, str(error))
+            code = code or error.exit_code
+    return code

@@ -1,0 +1,39 @@
+"""crannog: what is not about one VM: the host, templates, the daemon."""
+
+import sys
+
+from crannog import __version__
+from crannog.cli import doctor, housekeeping, template
+from crannog.cli.tool import complain, say
+from crannog.errors import UsageError
+
+COMMANDS = {
+    "doctor": (doctor.main, "say what this host can do and what is missing"),
+    "template": (template.main, "build templates from the distribution's packages"),
+    "screenshot": (housekeeping.main_screenshot, "save the picture of a VM's emulated screen"),
+    "daemon": (housekeeping.main_daemon, "show or stop the daemon"),
+}
+
+
+def print_help() -> None:
+    """List the commands."""
+    say("usage: crannog COMMAND ...\n\ncommands:")
+    for name, (_main, summary) in COMMANDS.items():
+        say(f"  {name:12} {summary}")
+    say("\nVMs have tools of their own: qvm-create, qvm-ls, qvm-prefs, qvm-run, qvm-start, qvm-shutdown, qvm-kill, qvm-remove.")
+    say("Each tells more with --help.")
+
+
+def main() -> int:
+    """Run crannog."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print_help()
+        return 0 if arguments else UsageError.exit_code
+    if arguments[0] == "--version":
+        say(f"crannog {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        complain("crannog", f"there is no command '{arguments[0]}'; the commands are {', '.join(COMMANDS)}")
+        return UsageError.exit_code
+    return COMMANDS[arguments[0]][0](arguments[1:])

@@ -1,0 +1,1 @@
+"""The client of the Admin API that every tool uses: standard library only."""

@@ -1,0 +1,117 @@
+"""Where everything is, and the settings file.
+
+`CRANNOG_HOME` moves all state into one folder. Without it, root uses /var/lib/crannog and an ordinary user
+`$XDG_DATA_HOME/crannog` (~/.local/share/crannog). Built images are not state: they live in a cache that is keyed
+by content and may be deleted at any time (`CRANNOG_CACHE`, or `$XDG_CACHE_HOME/crannog`).
+
+The tools import this module at every start, so it imports nothing but `os` and keeps to plain classes.
+"""
+
+import os
+
+from crannog.errors import StorageError, ValueRefusedError
+
+SUN_PATH_MAX = 107
+"""Longest unix socket path in bytes, without the final NUL (unix(7), sun_path)."""
+
+ACCELERATORS = ("auto", "kvm", "tcg")
+
+
+def _xdg(variable: str, fallback: str) -> str:
+    value = os.environ.get(variable, "")
+    return value if value.startswith("/") else os.path.join(os.path.expanduser("~"), fallback)
+
+
+def find_home() -> str:
+    """Return the folder that holds all state, as an absolute path."""
+    home = os.environ.get("CRANNOG_HOME", "")
+    if home:
+        return os.path.abspath(home)
+    if os.geteuid() == 0:
+        return "/var/lib/crannog"
+    return os.path.join(_xdg("XDG_DATA_HOME", ".local/share"), "crannog")
+
+
+def find_cache() -> str:
+    """Return the folder of built images and probe results, as an absolute path."""
+    cache = os.environ.get("CRANNOG_CACHE", "")
+    if cache:
+        return os.path.abspath(cache)
+    if os.geteuid() == 0:
+        return "/var/cache/crannog"
+    return os.path.join(_xdg("XDG_CACHE_HOME", ".cache"), "crannog")
+
+
+class Paths:
+    """Every path below one home. Nothing else in the package joins the home with a name."""
+
+    def __init__(self, home: str | None = None, cache: str | None = None) -> None:
+        self.home = home or find_home()
+        self.cache = cache or find_cache()
+        self.store = self.home + "/qubes.xml"
+        self.settings = self.home + "/crannog.toml"
+        self.pools = self.home + "/pools"
+        self.kernels = self.pools + "/linux-kernel"
+        self.logs = self.home + "/log"
+        self.daemon_log = self.logs + "/crannogd.log"
+        self.run = self.home + "/run"
+        self.daemon_lock = self.run + "/crannogd.lock"
+        self.daemon_socket = self.run + "/crannogd.sock"
+
+    def console_log(self, vm: str) -> str:
+        """Return the file that holds what the VM `vm` wrote to its console at its last start."""
+        return f"{self.logs}/console-{vm}.log"
+
+    def rpc_socket(self, vm: str) -> str:
+        """Return the socket on which the VM's RPC process takes calls from this host."""
+        return f"{self.run}/rpc-{vm}.sock"
+
+    def channel_socket(self, uuid: str) -> str:
+        """Return the socket at which QEMU serves the agent's channel of the VM with that UUID."""
+        return f"{self.run}/channel-{uuid[:8]}.sock"
+
+    def rpc_log(self, vm: str) -> str:
+        """Return the log of the VM's RPC process."""
+        return f"{self.logs}/rpc-{vm}.log"
+
+
+class Settings:
+    """What crannog.toml may say; anything it does not say has the default given here."""
+
+    def __init__(self) -> None:
+        self.accel = "auto"
+        self.emulator = ""
+        self.libvirt_uri = "qemu:///embed"
+
+    @classmethod
+    def load(cls, path: str) -> "Settings":
+        """Read the settings file at `path`; an absent file means all defaults.
+
+        Raises ValueRefusedError, naming the file and the key, for anything that is not a known setting.
+        """
+        import tomllib
+
+        settings = cls()
+        try:
+            with open(path, "rb") as file:
+                values = tomllib.load(file)
+        except FileNotFoundError:
+            values = {}
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise StorageError(f"the settings file {path} cannot be read: {error}") from error
+        override = os.environ.get("CRANNOG_ACCEL")
+        if override:
+            values["accel"] = override
+        for key, value in values.items():
+            settings._set(path, key, value)
+        return settings
+
+    def _set(self, path: str, key: str, value: object) -> None:
+        if key not in self.__dict__ or not isinstance(value, str):
+            known = ", ".join(self.__dict__)
+            raise ValueRefusedError(f"{path}: '{key}' is not a setting of type text (known: {known})")
+        if key == "accel" and value not in ACCELERATORS:
+            raise ValueRefusedError(
+                f"accel = '{value}' is not one of {', '.join(ACCELERATORS)} ({path} or CRANNOG_ACCEL)"
+            )
+        setattr(self, key, value)

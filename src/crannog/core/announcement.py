@@ -1,0 +1,128 @@
+"""What a guest says about itself (B13), and what is known about a VM's agent.
+
+`parse_announcement` is the one parser of what the guest wrote below /qubes-tools/ of its guest DB. What comes
+out of it is safe to store, log and show: bounded, printable ASCII.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from crannog.errors import ProtocolError
+
+PREFIX = b"/qubes-tools/"
+TEXT_MAX = 64
+"""Longest version and name of a system, in characters."""
+USER_MAX = 32
+STATUS_MAX = 4096
+"""Longest line that `AgentStatus.parse` takes, in bytes."""
+
+_USER_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz_")
+_USER_OTHER = _USER_FIRST | frozenset("0123456789-")
+
+
+class AgentState(StrEnum):
+    """Whether the guest's agent answers."""
+
+    WAITING = "waiting"
+    READY = "ready"
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What the guest's tools say they are. `default_user` is empty when they did not name one."""
+
+    version: str
+    os: str
+    qrexec: bool
+    gui: bool
+    default_user: str
+
+
+def is_user_name(text: str) -> bool:
+    """Tell whether `text` is a portable user name: [a-z_][a-z0-9_-]{0,31} (useradd(8))."""
+    return 0 < len(text) <= USER_MAX and text[0] in _USER_FIRST and _USER_OTHER.issuperset(text)
+
+
+def _check_text(name: str, untrusted_text: str) -> str:
+    if not 0 < len(untrusted_text) <= TEXT_MAX:
+        raise ProtocolError(
+            f"the guest announced a {name} of {len(untrusted_text)} characters (1 to {TEXT_MAX})"
+        )
+    if not (untrusted_text.isascii() and untrusted_text.isprintable()):
+        raise ProtocolError(f"the guest announced a {name} that is not printable ASCII")
+    return untrusted_text
+
+
+def _check_user(untrusted_name: str) -> str:
+    if untrusted_name and not is_user_name(untrusted_name):
+        raise ProtocolError("the guest announced a default-user that is not a user name")
+    return untrusted_name
+
+
+def _parse_flag(name: str, untrusted_value: bytes) -> bool:
+    if untrusted_value not in (b"0", b"1"):
+        raise ProtocolError(f"the guest announced a value for {name} that is not 0 or 1")
+    return untrusted_value == b"1"
+
+
+def parse_announcement(untrusted_entries: Mapping[bytes, bytes]) -> Announcement:
+    """Return what the guest announces, from the entries of its guest DB.
+
+    Unknown keys are ignored and default-user may be absent. Raises ProtocolError for anything else that is
+    absent or not what it should be.
+    """
+
+    def value(name: str) -> bytes:
+        untrusted_value = untrusted_entries.get(PREFIX + name.encode())
+        if untrusted_value is None:
+            raise ProtocolError(f"the guest's announcement lacks {name}")
+        return untrusted_value
+
+    return Announcement(
+        version=_check_text("version", value("version").decode("latin-1")),
+        os=_check_text("os", value("os").decode("latin-1")),
+        qrexec=_parse_flag("qrexec", value("qrexec")),
+        gui=_parse_flag("gui", value("gui")),
+        default_user=_check_user(untrusted_entries.get(PREFIX + b"default-user", b"").decode("latin-1")),
+    )
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """What is known about a VM's agent: `announced` is None until a valid announcement came."""
+
+    agent: AgentState = AgentState.WAITING
+    announced: Announcement | None = None
+
+    def encode(self) -> bytes:
+        """Return the status as one line of JSON."""
+        announced = vars(self.announced) if self.announced else None
+        return json.dumps({"agent": self.agent.value, "announced": announced}).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, untrusted_line: bytes) -> Self:
+        """Return the status that `encode` wrote. Its writer has read guest bytes, so it is checked again.
+
+        Raises ProtocolError for anything that `encode` cannot have written.
+        """
+        if len(untrusted_line) > STATUS_MAX:
+            raise ProtocolError(f"an RPC process sent a status of {len(untrusted_line)} bytes")
+        try:
+            untrusted_status: Any = json.loads(untrusted_line)
+            untrusted_facts: Any = untrusted_status["announced"]
+            announced = None if untrusted_facts is None else _parse_facts(untrusted_facts)
+            return cls(AgentState(untrusted_status["agent"]), announced)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ProtocolError("an RPC process sent a status that is no status") from error
+
+
+def _parse_facts(untrusted_facts: dict[str, Any]) -> Announcement:
+    flags = untrusted_facts["qrexec"], untrusted_facts["gui"]
+    texts = [untrusted_facts[name] for name in ("version", "os", "default_user")]
+    if any(not isinstance(flag, bool) for flag in flags) or any(not isinstance(text, str) for text in texts):
+        raise TypeError
+    version, os_name = _check_text("version", texts[0]), _check_text("os", texts[1])
+    return Announcement(version, os_name, flags[0], flags[1], _check_user(texts[2]))

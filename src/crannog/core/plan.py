@@ -1,0 +1,92 @@
+"""Plans: what a start or a stop consists of, as a list of frozen steps.
+
+The planner decides, the runner does: a planner gets all it needs as values and does no I/O, so that `--dry-run` can
+print a plan and a test can compare it. Each step says its own name; what it does is known to the runner alone.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from crannog.core.volumes import Volume
+from crannog.ports.hypervisor import DomainSpec
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step for one VM."""
+
+    stage: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        """Return a line about what the step will do."""
+        return self.stage
+
+
+@dataclass(frozen=True)
+class PrepareVolume(Step):
+    """Make a volume ready."""
+
+    stage: ClassVar[str] = "volume ready"
+    volume: Volume
+
+    def describe(self) -> str:
+        """Return which volume, and over what it is a layer."""
+        over = f" as a layer over {self.volume.source}" if self.volume.snap_on_start else ""
+        return f"prepare volume {self.volume.vid}{over}"
+
+
+@dataclass(frozen=True)
+class StartRpc(Step):
+    """Start the VM's RPC process. It waits for the guest's channel by itself."""
+
+    stage: ClassVar[str] = "RPC process started"
+    uuid: str
+    name: str
+    default_user: str
+
+    def describe(self) -> str:
+        """Return whose process."""
+        return f"start the RPC process of {self.name}"
+
+
+@dataclass(frozen=True)
+class CreatePaused(Step):
+    """Create the domain with its processors stopped."""
+
+    stage: ClassVar[str] = "domain created, paused"
+    spec: DomainSpec
+
+    def describe(self) -> str:
+        """Return the domain's main figures."""
+        spec = self.spec
+        return f"create domain {spec.name}: {spec.virt_mode}, {spec.memory} MiB, {spec.vcpus} processors, boot from {spec.boot}"
+
+
+@dataclass(frozen=True)
+class Resume(Step):
+    """Let the processors run."""
+
+    stage: ClassVar[str] = "running"
+    uuid: str
+
+    def describe(self) -> str:
+        """Return what happens."""
+        return "resume the domain"
+
+
+@dataclass(frozen=True)
+class AwaitAgent(Step):
+    """Wait until the guest's agent answers. `timeout` is in seconds."""
+
+    stage: ClassVar[str] = "agent answers"
+    uuid: str
+    name: str
+    timeout: int
+    console_log: str
+
+    def describe(self) -> str:
+        """Return how long."""
+        return f"wait up to {self.timeout} s for the agent"
+
+
+Plan = tuple[Step, ...]

@@ -1,0 +1,139 @@
+"""The planner of a start (design.md, section 4): checks first, then the steps in their order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc, Step
+from crannog.core.vms import LocalVM
+from crannog.core.volumes import Volume
+from crannog.errors import StartError, VMNotHaltedError
+from crannog.ports.hypervisor import Boot, Channel, Disk, DomainSpec, HostCapabilities
+from crannog.ports.storage import Location
+
+AGENT_CHANNEL = "org.crannog.agent.0"
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """What the caller of a start asked for.
+
+    `wait`: True: the agent must answer; False: do not wait; None: wait if the VM is known to have an agent.
+    `cdrom`: absolute path of an image to boot from, or empty.
+    """
+
+    wait: bool | None = None
+    cdrom: str = ""
+
+
+@dataclass(frozen=True)
+class StartFacts:
+    """What the planner must know of the world at this moment."""
+
+    power_state: str
+    active: frozenset[str]
+    """UUIDs of the VMs that are not halted."""
+    capabilities: HostCapabilities
+    kernel_files: Callable[[str], tuple[str, str]]
+    """Paths of kernel and initramfs of a name in pool linux-kernel."""
+    locate: Callable[[Volume], Location]
+    channel_path: str
+    console_log: str
+
+
+def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
+    """Return the steps that start `vm`.
+
+    Raises VMNotHaltedError, or StartError when a check refuses; nothing has been done then.
+    """
+    _check_state(vm, facts)
+    _check_template(vm, facts)
+    _check_capabilities(vm, facts)
+    volumes = [_ready(vm, volume) for volume in vm.volumes.values()]
+    spec = _domain(vm, request, facts, volumes)
+    steps: list[Step] = [PrepareVolume(volume) for volume in volumes]
+    steps += [StartRpc(vm.uuid, vm.name, str(vm.get("default_user"))), CreatePaused(spec), Resume(vm.uuid)]
+    if expects_agent(vm) if request.wait is None else request.wait:
+        steps.append(AwaitAgent(vm.uuid, vm.name, int(vm.get("qrexec_timeout")), facts.console_log))
+    return tuple(steps)
+
+
+def expects_agent(vm: LocalVM) -> bool:
+    """Tell whether the VM, or its template, has announced an agent (design.md, B13)."""
+    return vm.feature("qrexec") == "1"
+
+
+def _check_state(vm: LocalVM, facts: StartFacts) -> None:
+    if facts.power_state != "Halted":
+        raise VMNotHaltedError(f"{vm.name} cannot be started: it is {facts.power_state} already")
+
+
+def _check_template(vm: LocalVM, facts: StartFacts) -> None:
+    """Refuse what would change a root under a running VM: only a root with revisions may be shared live (B12)."""
+    related = (
+        vm.registry.users_of_template(vm)
+        if not vm.is_template_based
+        else [vm.template]
+        if vm.template
+        else []
+    )
+    running = [other.name for other in related if other.uuid in facts.active]
+    owner = vm.template or vm
+    if running and owner.volumes["root"].revisions_to_keep == 0:
+        raise StartError(
+            f"{vm.name} cannot be started while {', '.join(running)} runs: they share the root of {owner.name}, "
+            f"which keeps no revisions; shut down {running[0]} first"
+        )
+
+
+def _check_capabilities(vm: LocalVM, facts: StartFacts) -> None:
+    if vm.mode.boot is Boot.DISK and not facts.capabilities.has_hvm:
+        raise StartError(
+            f"{vm.name} is an HVM, and this host can run none: its hypervisor reports no guest type 'hvm'; "
+            f"use virt_mode pv or another host"
+        )
+    if vm.mode.has_host_kernel() and not vm.get("kernel"):
+        raise StartError(
+            f"{vm.name} has no kernel: virt_mode {vm.mode.name} needs one from the host; "
+            f"add one with 'crannog template build', or name one with 'qvm-prefs {vm.name} kernel'"
+        )
+
+
+def _ready(vm: LocalVM, volume: Volume) -> Volume:
+    """Return the volume with its source as it is now: a layer follows its template's current size."""
+    if volume.snap_on_start and vm.template:
+        source = vm.template.volumes[volume.name]
+        return volume.with_source(source.vid, max(source.size, volume.size))
+    return replace(volume, source="")
+
+
+def _domain(vm: LocalVM, request: StartRequest, facts: StartFacts, volumes: list[Volume]) -> DomainSpec:
+    kernel, initrd = facts.kernel_files(str(vm.get("kernel"))) if vm.mode.has_host_kernel() else ("", "")
+    return DomainSpec(
+        uuid=vm.uuid,
+        name=vm.name,
+        virt_mode=vm.mode.name,
+        memory=int(vm.get("memory")),
+        vcpus=int(vm.get("vcpus")),
+        boot=Boot.CDROM if request.cdrom else vm.mode.boot,
+        disks=_disks(vm, request, facts, volumes),
+        channels=(Channel(AGENT_CHANNEL, facts.channel_path),),
+        console_log=facts.console_log,
+        kernel=kernel,
+        initrd=initrd,
+        kernelopts=f"{vm.get('kernelopts')} crannog.name={vm.name}" if kernel else "",
+        has_display=vm.mode.has_display,
+    )
+
+
+def _disks(vm: LocalVM, request: StartRequest, facts: StartFacts, volumes: list[Volume]) -> tuple[Disk, ...]:
+    """Name the disks in the order of the volumes; a guest that never said it knows virtio gets SATA disks."""
+    is_virtio = vm.mode.has_host_kernel() or vm.feature("virtio-disk") == "1"
+    bus, prefix = ("virtio", "vd") if is_virtio else ("sata", "sd")
+    disks = []
+    for letter, volume in zip("abcdef", volumes, strict=False):
+        location = facts.locate(volume)
+        disks.append(Disk(location.path, prefix + letter, bus, location.format, is_readonly=not volume.rw))
+    if request.cdrom:
+        letter = "a" if is_virtio else "abcdef"[len(disks)]
+        disks.append(Disk(request.cdrom, "sd" + letter, "sata", "raw", "cdrom", is_readonly=True))
+    return tuple(disks)

@@ -1,0 +1,52 @@
+"""Virtualisation modes as variants: each is one class that knows its own defaults and rules.
+
+Adding a mode is adding a class here; nothing else in the package asks "is it hvm?".
+"""
+
+from crannog.errors import ValueRefusedError
+from crannog.ports.hypervisor import Boot
+
+
+class VirtMode:
+    """What all modes answer."""
+
+    name = ""
+    boot = Boot.KERNEL
+    has_display = False
+    """The emulated screen exists, for boot messages and guests without an agent (design.md, B9)."""
+
+    @classmethod
+    def has_host_kernel(cls) -> bool:
+        """Tell whether kernel and initramfs come from the host."""
+        return cls.boot is Boot.KERNEL
+
+
+class Pv(VirtMode):
+    """Paravirtual; on QEMU: kernel from the host, virtio disks."""
+
+    name = "pv"
+
+
+class Pvh(VirtMode):
+    """Paravirtual in a hardware container; on QEMU the same as pv."""
+
+    name = "pvh"
+
+
+class Hvm(VirtMode):
+    """A full machine whose firmware boots the disk."""
+
+    name = "hvm"
+    boot = Boot.DISK
+    has_display = True
+
+
+MODES = {mode.name: mode for mode in VirtMode.__subclasses__()}
+
+
+def find_mode(name: str) -> type[VirtMode]:
+    """Return the mode called `name`, or raise ValueRefusedError that lists the modes."""
+    try:
+        return MODES[name]
+    except KeyError:
+        raise ValueRefusedError(f"virt_mode '{name}' does not exist; use one of {', '.join(MODES)}") from None

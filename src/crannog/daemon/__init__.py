@@ -1,0 +1,1 @@
+"""The daemon: wires model, adapters and API, and executes plans."""

@@ -1,0 +1,213 @@
+"""Starting and stopping VMs: plans are made here, and every way in which a VM can end comes by here."""
+
+import asyncio
+import logging
+
+from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc
+from crannog.core.registry import Registry
+from crannog.core.startup import StartFacts, StartRequest, plan_start
+from crannog.core.vms import LocalVM, QubeBase
+from crannog.daemon.agents import AgentWatch
+from crannog.daemon.machines import Machines
+from crannog.daemon.runner import Action, Runner
+from crannog.daemon.world import World
+from crannog.errors import (
+    CrannogError,
+    HypervisorError,
+    ShutdownTimeoutError,
+    StartError,
+    VMNotHaltedError,
+    VMNotRunningError,
+)
+from crannog.ports.hypervisor import DomainState
+
+log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Changes the power states of VMs."""
+
+    def __init__(self, world: World, registry: Registry, machines: Machines) -> None:
+        self._world = world
+        self._registry = registry
+        self._machines = machines
+        self._watch = AgentWatch(world, machines)
+        self._starts: dict[str, asyncio.Task[list[tuple[str, float]]]] = {}
+        self._chores: set[asyncio.Task[None]] = set()
+        self._runner = Runner(
+            {
+                PrepareVolume: Action(self._prepare_volume, self._abandon_volume),
+                StartRpc: Action(self._start_rpc, self._stop_rpc),
+                CreatePaused: Action(self._create_paused, self._destroy),
+                Resume: Action(self._resume),
+                AwaitAgent: Action(self._watch.until_ready),
+            }
+        )
+        machines.on_ended = self._note_end
+
+    async def plan(self, vm: LocalVM, request: StartRequest) -> Plan:
+        """Return the steps of a start; raises what `plan_start` raises."""
+        facts = StartFacts(
+            power_state=self._machines.power_state(vm.uuid),
+            active=self._machines.active(),
+            capabilities=await self._world.hypervisor.capabilities(),
+            kernel_files=self._world.kernels.files,
+            locate=lambda volume: self._world.pools[volume.pool].locate(volume),
+            channel_path=self._world.paths.channel_socket(vm.uuid),
+            console_log=self._world.paths.console_log(vm.name),
+        )
+        return plan_start(vm, request, facts)
+
+    async def start(self, vm: LocalVM, request: StartRequest) -> list[tuple[str, float]]:
+        """Start a VM; return its stages with their seconds. A failed start leaves it halted.
+
+        The start goes on when the caller goes away. Raises StartError and its kin.
+        """
+        if vm.uuid in self._starts:
+            raise VMNotHaltedError(f"{vm.name} cannot be started: it is being started already")
+        task = asyncio.ensure_future(self._start(vm, request))
+        self._starts[vm.uuid] = task
+        task.add_done_callback(lambda _task: self._starts.pop(vm.uuid, None))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise StartError(f"{vm.name} was killed while it started") from None
+            raise
+
+    async def _start(self, vm: LocalVM, request: StartRequest) -> list[tuple[str, float]]:
+        async with self._machines.lock(vm.uuid):
+            plan = await self.plan(vm, request)
+            self._machines.begin(vm.uuid, "Transient")
+            try:
+                stages = await self._runner.run(vm.name, plan)
+            except VMNotHaltedError:
+                raise
+            except CrannogError as error:
+                raise type(error)(f"{vm.name} was not started: {error}") from error
+            finally:
+                self._machines.finish(vm.uuid)
+        return [(stage.stage, stage.seconds) for stage in stages]
+
+    async def shutdown(self, vm: LocalVM, *, wait: bool) -> None:
+        """Ask the guest to shut down: its agent, or else its power button.
+
+        With `wait`, return when it is halted; raises ShutdownTimeoutError when that takes longer than the VM's
+        shutdown_timeout (it goes on running). Raises VMNotRunningError for a halted VM.
+        """
+        self._check_running(vm)
+        self._machines.begin(vm.uuid, "Halting")
+        ended = asyncio.ensure_future(self._shut_down(vm))
+        self._keep(ended)
+        if wait and not await asyncio.shield(ended):
+            raise ShutdownTimeoutError(
+                f"{vm.name} did not shut down within {vm.get('shutdown_timeout')} s and still runs; "
+                f"try again, or end it with 'qvm-kill {vm.name}'"
+            )
+
+    async def _shut_down(self, vm: LocalVM) -> bool:
+        try:
+            if not await self._world.agents.power_off(vm.uuid):
+                await self._world.hypervisor.press_power_button(vm.uuid)
+            async with asyncio.timeout(int(vm.get("shutdown_timeout"))):
+                await self._machines.ended(vm.uuid)
+        except TimeoutError:
+            return False
+        finally:
+            self._machines.finish(vm.uuid)
+        await self._settled(vm.uuid)
+        return True
+
+    async def kill(self, vm: LocalVM) -> None:
+        """End a VM at once, also one that is just being started. Raises VMNotRunningError for a halted one."""
+        starting = self._starts.get(vm.uuid)
+        if starting is None:
+            self._check_running(vm)
+            await self._end(vm.uuid)
+            await self._settled(vm.uuid)
+            return
+        starting.cancel()
+        await asyncio.wait([starting])
+
+    async def _end(self, uuid: str) -> None:
+        await self._world.hypervisor.destroy(uuid)
+        async with asyncio.timeout(30):
+            await self._machines.ended(uuid)
+
+    def _check_running(self, vm: QubeBase) -> None:
+        if not self._machines.has_domain(vm.uuid):
+            raise VMNotRunningError(f"{vm.name} is not running; start it with 'qvm-start {vm.name}'")
+
+    async def adopt(self) -> None:
+        """Take over the domains that a former daemon left, and clean up after those that ended meanwhile.
+
+        A paused domain is a start that was never finished: it is ended. So is one whose VM is not in the store.
+        """
+        for info in await self._world.hypervisor.domains():
+            vm = self._registry.find_uuid(info.uuid)
+            if isinstance(vm, LocalVM) and info.state is DomainState.RUNNING:
+                log.info("%s: still running, adopted", vm.name)
+                self._machines.note(info)
+                await self._world.agents.adopt(vm.uuid, vm.name, str(vm.get("default_user")))
+            else:
+                log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
+                await self._world.hypervisor.destroy(info.uuid)
+        for vm in self._registry.local_vms():
+            if not self._machines.has_domain(vm.uuid):
+                await self._release(vm)
+
+    def _note_end(self, uuid: str) -> None:
+        vm = self._registry.find_uuid(uuid)
+        if isinstance(vm, LocalVM) and uuid not in self._starts:
+            self._keep(asyncio.ensure_future(self._clean_up(vm)))
+
+    async def _clean_up(self, vm: LocalVM) -> None:
+        async with self._machines.lock(vm.uuid):
+            if not self._machines.has_domain(vm.uuid):
+                log.info("%s: ended", vm.name)
+                await self._release(vm)
+
+    async def _release(self, vm: LocalVM) -> None:
+        await self._world.agents.stop(vm.uuid)
+        for volume in vm.volumes.values():
+            try:
+                await self._world.pools[volume.pool].stop(volume)
+            except CrannogError as error:
+                log.error("%s: %s", vm.name, error)
+
+    async def _settled(self, uuid: str) -> None:
+        """Return when the clean-up after the VM's end is done."""
+        async with self._machines.lock(uuid):
+            return
+
+    def _keep(self, task: asyncio.Future[None] | asyncio.Future[bool]) -> None:
+        """Hold a reference until the task is done: the event loop itself holds none."""
+        self._chores.add(task)  # type: ignore[arg-type]
+        task.add_done_callback(self._chores.discard)  # type: ignore[arg-type]
+
+    async def _prepare_volume(self, step: PrepareVolume) -> None:
+        await self._world.pools[step.volume.pool].start(step.volume)
+
+    async def _abandon_volume(self, step: PrepareVolume) -> None:
+        await self._world.pools[step.volume.pool].abandon(step.volume)
+
+    async def _start_rpc(self, step: StartRpc) -> None:
+        await self._world.agents.start(step.uuid, step.name, step.default_user)
+
+    async def _stop_rpc(self, step: StartRpc) -> None:
+        await self._world.agents.stop(step.uuid)
+
+    async def _create_paused(self, step: CreatePaused) -> None:
+        self._machines.note(await self._world.hypervisor.create_paused(step.spec))
+
+    async def _destroy(self, step: CreatePaused) -> None:
+        await self._world.hypervisor.destroy(step.spec.uuid)
+        if self._machines.has_domain(step.spec.uuid):
+            async with asyncio.timeout(30):
+                await self._machines.ended(step.spec.uuid)
+
+    async def _resume(self, step: Resume) -> None:
+        try:
+            await self._world.hypervisor.resume(step.uuid)
+        except HypervisorError as error:
+            raise StartError(f"its processors could not be let run: {error}") from error

@@ -1,0 +1,88 @@
+"""The power state of every VM: what the hypervisor tells, and what the daemon is doing to it right now."""
+
+import asyncio
+from collections.abc import Callable
+
+from crannog.ports.hypervisor import DomainInfo, DomainState
+
+_POWER_STATES = {
+    DomainState.RUNNING: "Running",
+    DomainState.PAUSED: "Paused",
+    DomainState.SUSPENDED: "Suspended",
+    DomainState.DYING: "Dying",
+    DomainState.CRASHED: "Crashed",
+}
+
+
+class Machines:
+    """Power states by UUID, in the words of the Admin API (section 9); a VM that is not here is Halted."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, DomainState] = {}
+        self._xids: dict[str, int] = {}
+        self._doing: dict[str, str] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self.on_ended: Callable[[str], None] = lambda _uuid: None
+
+    def lock(self, uuid: str) -> asyncio.Lock:
+        """Return the lock that whoever changes the power state of that VM must hold."""
+        return self._locks.setdefault(uuid, asyncio.Lock())
+
+    def begin(self, uuid: str, doing: str) -> None:
+        """Note that the daemon is starting (`Transient`) or stopping (`Halting`) the VM."""
+        self._doing[uuid] = doing
+
+    def finish(self, uuid: str) -> None:
+        """Note that the daemon has finished what it was doing to the VM."""
+        self._doing.pop(uuid, None)
+
+    def note(self, info: DomainInfo) -> None:
+        """Take over what a bulk list or a creation says of a domain."""
+        self._states[info.uuid] = info.state
+        self._xids[info.uuid] = info.xid
+
+    def change(self, uuid: str, state: DomainState) -> None:
+        """Take over an event of the hypervisor."""
+        if state is not DomainState.ABSENT:
+            self._states[uuid] = state
+            return
+        self._states.pop(uuid, None)
+        self._xids.pop(uuid, None)
+        for future in self._waiting.pop(uuid, set()):
+            if not future.done():
+                future.set_result(None)
+        self.on_ended(uuid)
+
+    def has_domain(self, uuid: str) -> bool:
+        """Tell whether the VM has a domain now."""
+        return uuid in self._states
+
+    def power_state(self, uuid: str) -> str:
+        """Return the power state in the Admin API's words."""
+        doing = self._doing.get(uuid)
+        state = self._states.get(uuid)
+        if doing == "Transient" or state is None:
+            return doing or "Halted"
+        if doing and state is DomainState.RUNNING:
+            return doing
+        return _POWER_STATES[state]
+
+    def xid(self, uuid: str) -> int:
+        """Return the hypervisor's number of the VM's domain, -1 when it has none."""
+        return self._xids.get(uuid, -1)
+
+    def active(self) -> frozenset[str]:
+        """Return the UUIDs of all VMs that are not halted."""
+        return frozenset(self._states) | frozenset(self._doing)
+
+    async def ended(self, uuid: str) -> None:
+        """Return when the VM has no domain any more; at once if it has none."""
+        if uuid not in self._states:
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(uuid, set()).add(future)
+        try:
+            await future
+        finally:
+            self._waiting.get(uuid, set()).discard(future)

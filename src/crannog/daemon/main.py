@@ -1,0 +1,142 @@
+"""crannogd: one process per home that owns the registry and the hypervisor. Everything is wired here, nowhere else."""
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+
+from crannog import __version__
+from crannog.adapters.libvirt.connection import LibvirtHypervisor
+from crannog.adapters.storage.kernels import KernelPool
+from crannog.adapters.storage.qcow2 import Qcow2Pool
+from crannog.adapters.store.file import FileStore
+from crannog.api.server import Server
+from crannog.config import Paths, Settings
+from crannog.core.registry import DEFAULT_POOL
+from crannog.daemon.inventory import Inventory
+from crannog.daemon.lifecycle import Lifecycle
+from crannog.daemon.machines import Machines
+from crannog.daemon.world import World
+from crannog.errors import CrannogError, DaemonError
+from crannog.rpc.agents import VMProcesses
+
+log = logging.getLogger("crannog.daemon")
+
+
+def take_lock(paths: Paths) -> int:
+    """Return the descriptor of the lock that makes this the only daemon of its home.
+
+    The kernel drops the lock when the process ends, however it ends. Raises DaemonError when another daemon has it.
+    """
+    try:
+        for folder in (paths.home, paths.run, paths.logs, paths.pools):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        lock = os.open(paths.daemon_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DaemonError(f"crannogd cannot use {paths.home}: {error.strerror} ({error.filename})") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 32, 0).decode().strip() or "unknown"
+        os.close(lock)
+        raise DaemonError(
+            f"crannogd runs already for {paths.home} (process {owner}); use it, or set CRANNOG_HOME to another folder"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def build_world(paths: Paths, settings: Settings) -> World:
+    """Choose the adapters."""
+    return World(
+        paths=paths,
+        store=FileStore(paths.store, paths.kernels),
+        hypervisor=LibvirtHypervisor(paths, settings),
+        agents=VMProcesses(paths),
+        pools={DEFAULT_POOL: Qcow2Pool(DEFAULT_POOL, f"{paths.pools}/{DEFAULT_POOL}")},
+        kernels=KernelPool(paths.kernels),
+    )
+
+
+async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
+    """Run the daemon until SIGTERM or SIGINT. VMs go on running when it ends."""
+    world = build_world(paths, settings)
+    registry = world.store.load()
+    machines = Machines()
+    lifecycle = Lifecycle(world, registry, machines)
+    inventory = Inventory(world, registry, machines, lifecycle)
+    for pool in world.pools.values():
+        for sentence in await pool.recover():
+            log.warning("%s", sentence)
+    world.hypervisor.listen(machines.change)
+    await world.hypervisor.open()
+    await lifecycle.adopt()
+    server = Server(inventory, paths.daemon_socket)
+    await server.start()
+    log.info("crannogd %s serves %s", __version__, paths.home)
+    if ready is not None:
+        announce_ready(ready)
+    await _until_told_to_stop()
+    await server.stop()
+    await world.hypervisor.close()
+
+
+def announce_ready(ready: int) -> None:
+    """Tell the tool that started us that calls are answered, and let go of its terminal."""
+    os.write(ready, b"1")
+    os.close(ready)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+async def _until_told_to_stop() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="crannogd",
+        description="Owns the VMs below CRANNOG_HOME. The tools start it when they need it.",
+    )
+    parser.add_argument(
+        "--log-stderr", action="store_true", help="log to the terminal instead of the log file"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log every request as well")
+    parser.add_argument("--ready-fd", type=int, help="write to this descriptor when requests are answered")
+    parser.add_argument("--version", action="version", version=f"crannogd {__version__}")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run crannogd; return its exit code."""
+    options = parse_arguments()
+    os.umask(0o077)
+    os.chdir("/")
+    paths = Paths()
+    try:
+        lock = take_lock(paths)
+        logging.basicConfig(
+            level=logging.DEBUG if options.verbose else logging.INFO,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            **({"stream": sys.stderr} if options.log_stderr else {"filename": paths.daemon_log}),
+        )
+        asyncio.run(serve(paths, Settings.load(paths.settings), options.ready_fd))
+        os.close(lock)
+    except CrannogError as error:
+        print(f"crannogd: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The runner: executes a plan's steps, times each, and undoes them in reverse order when one fails."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from crannog.core.plan import Plan, Step
+from crannog.errors import CrannogError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """One step that was done, and how long it took."""
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Action:
+    """How one kind of step is done and undone."""
+
+    do: Callable[[Any], Awaitable[None]]
+    undo: Callable[[Any], Awaitable[None]] | None = None
+
+
+class Runner:
+    """Executes plans. `actions` says for each kind of step what to do."""
+
+    def __init__(
+        self, actions: dict[type[Step], Action], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._actions = actions
+        self._clock = clock
+
+    async def run(self, name: str, plan: Plan) -> list[StageTime]:
+        """Do all steps for VM `name`; on failure or cancellation undo what was begun, then raise the cause.
+
+        The step that failed is undone as well: it may have done half of its work.
+        """
+        begun: list[Step] = []
+        times: list[StageTime] = []
+        try:
+            for step in plan:
+                begun.append(step)
+                before = self._clock()
+                await self._actions[type(step)].do(step)
+                times.append(StageTime(step.stage, self._clock() - before))
+                log.info("%s: %s (%.0f ms)", name, step.stage, 1000 * times[-1].seconds)
+        except BaseException as error:
+            log.warning("%s: step '%s' failed: %s", name, begun[-1].stage, error)
+            # Shielded: whoever asked for the start may be gone, what it began must be undone all the same.
+            await asyncio.shield(asyncio.ensure_future(self._undo(name, begun)))
+            raise
+        return times
+
+    async def _undo(self, name: str, begun: list[Step]) -> None:
+        for step in reversed(begun):
+            undo = self._actions[type(step)].undo
+            if undo is None:
+                continue
+            try:
+                await undo(step)
+            except (CrannogError, OSError) as error:
+                # The other steps must be undone in any case; the first cause is what the caller gets.
+                log.error("%s: undoing '%s' failed: %s", name, step.stage, error)

@@ -1,0 +1,186 @@
+"""Every error that Crannog raises on purpose, and the exit code of each.
+
+The tree::
+
+    CrannogError                    1   something failed; the sentence says what
+    |- UsageError                   2   the command line is wrong
+    |- ValueRefusedError            2   a name or value is not acceptable
+    |- NotFoundError                3   no such VM, property, label, pool, ...
+    |  |- VMNotFoundError           3
+    |  |- PropertyNotFoundError     3
+    |  `- FeatureNotFoundError      3
+    |- InUseError                   4   something else depends on it, or it exists already
+    |- StateError                   5   the VM is in the wrong power state
+    |  |- VMNotHaltedError          5
+    |  `- VMNotRunningError         5
+    |- StartError                   6   a VM could not be started; it is halted again
+    |  `- AgentTimeoutError         7   its agent did not answer in time
+    |- ShutdownTimeoutError         8
+    |- StorageError                 9   a volume, a pool or the store's file
+    |- HypervisorError             10   libvirt or QEMU
+    |- DaemonError                 11   crannogd cannot be reached, or runs already
+    |- ProtocolError               12   a peer broke the wire format
+    |- DeniedError                 13   the caller may not do that
+    |- OfflineError                14   needs the hypervisor or the daemon
+    `- RpcError                   125   the guest agent could not run the command (qrexec's own code)
+
+Each message is one sentence that names the thing, the cause and, where there is one, the next step.
+`wire_name` is the exception class that Admin API clients know (Admin API, section 3); `from_wire` is the way
+back, so that a tool ends with the same code whether an error was raised in the daemon or in its own process.
+"""
+
+
+class CrannogError(Exception):
+    """Base of all errors that are shown to the user as one sentence."""
+
+    exit_code = 1
+    wire_name = "QubesException"
+
+
+class UsageError(CrannogError):
+    """The command line does not make sense."""
+
+    exit_code = 2
+
+
+class ValueRefusedError(CrannogError):
+    """A name, property value or argument is not acceptable."""
+
+    exit_code = 2
+    wire_name = "QubesValueError"
+
+
+class NotFoundError(CrannogError):
+    """The thing that was named does not exist."""
+
+    exit_code = 3
+
+
+class VMNotFoundError(NotFoundError):
+    """No VM has that name or UUID."""
+
+    wire_name = "QubesVMNotFoundError"
+
+
+class PropertyNotFoundError(NotFoundError):
+    """VMs of that class do not have such a property."""
+
+    wire_name = "QubesNoSuchPropertyError"
+
+
+class FeatureNotFoundError(NotFoundError):
+    """The VM has no such feature."""
+
+    wire_name = "QubesFeatureNotFoundError"
+
+
+class InUseError(CrannogError):
+    """Something depends on the thing, or the name is taken."""
+
+    exit_code = 4
+    wire_name = "QubesVMInUseError"
+
+
+class StateError(CrannogError):
+    """The VM is in the wrong power state for the request."""
+
+    exit_code = 5
+    wire_name = "QubesVMError"
+
+
+class VMNotHaltedError(StateError):
+    """The request needs a halted VM."""
+
+    wire_name = "QubesVMNotHaltedError"
+
+
+class VMNotRunningError(StateError):
+    """The request needs a running VM."""
+
+    wire_name = "QubesVMNotRunningError"
+
+
+class StartError(CrannogError):
+    """A start failed; everything it did was undone."""
+
+    exit_code = 6
+    wire_name = "QubesVMError"
+
+
+class AgentTimeoutError(StartError):
+    """The guest agent did not answer in time."""
+
+    exit_code = 7
+
+
+class ShutdownTimeoutError(CrannogError):
+    """The VM was still running when the time for its shutdown was over."""
+
+    exit_code = 8
+    wire_name = "QubesVMShutdownTimeoutError"
+
+
+class StorageError(CrannogError):
+    """A volume, a pool, an image or the store's file cannot be used."""
+
+    exit_code = 9
+    wire_name = "StoragePoolException"
+
+
+class HypervisorError(CrannogError):
+    """Libvirt or QEMU refused or failed."""
+
+    exit_code = 10
+
+
+class DaemonError(CrannogError):
+    """The daemon cannot be reached, does not start, or runs already."""
+
+    exit_code = 11
+    wire_name = "QubesDaemonCommunicationError"
+
+
+class ProtocolError(CrannogError):
+    """A peer does not keep to the wire format."""
+
+    exit_code = 12
+    wire_name = "ProtocolError"
+
+
+class DeniedError(CrannogError):
+    """The caller may not do that."""
+
+    exit_code = 13
+    wire_name = "PermissionDenied"
+
+
+class OfflineError(CrannogError):
+    """The operation needs the hypervisor or the daemon."""
+
+    exit_code = 14
+
+
+class RpcError(CrannogError):
+    """The guest's agent cannot be reached or broke off."""
+
+    exit_code = 125
+
+
+def _walk(kind: type[CrannogError]) -> list[type[CrannogError]]:
+    return [kind] + [below for child in kind.__subclasses__() for below in _walk(child)]
+
+
+def from_wire(type_name: str, message: str) -> CrannogError:
+    """Return the error for what a server sent.
+
+    `type_name` is `ClassName` of this module, or a name of the Admin API; an unknown one becomes a plain
+    CrannogError, so that a newer server's errors are still shown.
+    """
+    kinds = _walk(CrannogError)
+    for kind in kinds:
+        if kind.__name__ == type_name:
+            return kind(message)
+    for kind in kinds[1:]:
+        if kind.wire_name == type_name and kind.wire_name != CrannogError.wire_name:
+            return kind(message)
+    return CrannogError(message)

@@ -1,0 +1,1 @@
+"""Builders of guest images, from the distribution's own packages."""

@@ -1,0 +1,90 @@
+"""The files that Crannog itself puts into an image, beside the distribution's packages."""
+
+import dataclasses
+import io
+import os
+import tarfile
+
+_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "files")
+_UNIT = os.path.join(os.path.dirname(_FOLDER), os.pardir, "guest", "crannog-agent.service")
+
+LIBRARY = "usr/lib/crannog"
+AGENT = LIBRARY + "/agent.py"
+
+
+def read_file(name: str) -> bytes:
+    """Return the content of a data file of this package."""
+    with open(os.path.join(_FOLDER, name), "rb") as file:
+        return file.read()
+
+
+def data_path(name: str) -> str:
+    """Return where a data file of this package is."""
+    return os.path.join(_FOLDER, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class GuestFile:
+    """A file, a folder (mode with S_IFDIR's meaning: no content, no target) or a link, owned by root."""
+
+    path: str
+    mode: int = 0o644
+    content: bytes | None = None
+    target: str = ""
+
+    def to_member(self) -> tarfile.TarInfo:
+        """Return the tar header."""
+        member = tarfile.TarInfo(self.path)
+        member.mode = self.mode
+        if self.target:
+            member.type, member.linkname = tarfile.SYMTYPE, self.target
+        elif self.content is None:
+            member.type = tarfile.DIRTYPE
+        else:
+            member.size = len(self.content)
+        return member
+
+
+def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
+    """Return what every image gets: init's table and scripts, the agent, and the folders they need."""
+    script, folder = 0o755, 0o755
+    with open(_UNIT, "rb") as file:
+        unit = file.read()
+    systemd = "etc/systemd/system"
+    return [
+        GuestFile(LIBRARY, folder),
+        *(
+            GuestFile(f"{LIBRARY}/{name}", script, read_file(name))
+            for name in ("sysinit", "private-volume", "coldplug", "shutdown")
+        ),
+        GuestFile(AGENT, script, agent),
+        GuestFile("etc/inittab", content=read_file("inittab")),
+        GuestFile("usr/sbin/init", target="../bin/busybox"),
+        GuestFile("usr/sbin/modprobe", target="../bin/busybox"),
+        *(
+            GuestFile(f"usr/sbin/{name}", target=f"/{LIBRARY}/shutdown")
+            for name in ("poweroff", "reboot", "halt")
+        ),
+        # Where busybox acpid looks for what the power button does.
+        GuestFile("etc/acpi", folder),
+        GuestFile("etc/acpi/PWRF", folder),
+        GuestFile("etc/acpi/PWRF/00000080", script, read_file("power-button")),
+        # Without effect until somebody installs systemd as init.
+        GuestFile("usr/lib/systemd/system/crannog-agent.service", content=unit),
+        GuestFile(systemd, folder),
+        GuestFile(f"{systemd}/multi-user.target.wants", folder),
+        GuestFile(
+            f"{systemd}/multi-user.target.wants/crannog-agent.service",
+            target="/usr/lib/systemd/system/crannog-agent.service",
+        ),
+        GuestFile("etc/hostname", content=hostname.encode() + b"\n"),
+        GuestFile("etc/hosts", content=read_file("hosts")),
+        GuestFile("rw", folder),
+    ]
+
+
+def write_tar(files: list[GuestFile], path: str) -> None:
+    """Write the files to a tar file, owned by root, with a fixed time."""
+    with tarfile.open(path, "w") as tar:
+        for file in files:
+            tar.addfile(file.to_member(), io.BytesIO(file.content or b""))

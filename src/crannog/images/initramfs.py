@@ -1,0 +1,66 @@
+"""The initramfs: busybox, one script, and the few drivers that stand between the kernel and its root disk."""
+
+import os
+import shutil
+import tarfile
+
+from crannog.images.guestfiles import read_file
+from crannog.images.kernelparts import KernelParts
+from crannog.images.modules import DRIVERS_AT_BOOT, choose_for_boot, read_dependencies
+from crannog.images.tools import run_tool
+
+_FOLDERS = ("bin", "dev", "proc", "sys", "newroot")
+
+
+def describe_initramfs() -> list[object]:
+    """Return what decides the content of an initramfs beside the kernel, for cache keys."""
+    return [DRIVERS_AT_BOOT, read_file("initramfs-init")]
+
+
+def make_initramfs(parts: KernelParts, path: str) -> None:
+    """Write the initramfs to the file `path`, as an uncompressed cpio: unpacking would cost more than loading."""
+    tree = path + ".tree"
+    for folder in _FOLDERS:
+        os.makedirs(f"{tree}/{folder}")
+    shutil.copy(f"{parts.path}/busybox", f"{tree}/bin/busybox")
+    with open(f"{tree}/init", "wb") as file:
+        file.write(read_file("initramfs-init"))
+    os.chmod(f"{tree}/init", 0o755)  # noqa: S103 (it is a program)
+    _copy_drivers(parts, f"{tree}/lib/modules")
+    _pack(tree, path)
+    shutil.rmtree(tree)
+
+
+def _copy_drivers(parts: KernelParts, target: str) -> None:
+    source = f"usr/lib/modules/{parts.release}"
+    folder = f"{target}/{parts.release}"
+    os.makedirs(folder)
+    with tarfile.open(f"{parts.path}/modules.tar") as tar:
+        _extract(tar, f"{source}/modules.dep", f"{folder}/modules.dep")
+        dependencies = read_dependencies(f"{folder}/modules.dep")
+        drivers = choose_for_boot(dependencies)
+        for driver in drivers:
+            os.makedirs(os.path.dirname(f"{folder}/{driver}"), exist_ok=True)
+            _extract(tar, f"{source}/{driver}", f"{folder}/{driver}")
+    with open(f"{folder}/modules.dep", "w", encoding="utf-8") as file:
+        file.writelines(f"{driver}: {' '.join(dependencies[driver])}\n" for driver in sorted(drivers))
+    with open(f"{target}/wanted", "w", encoding="utf-8") as file:
+        file.write(" ".join(DRIVERS_AT_BOOT) + "\n")
+
+
+def _extract(tar: tarfile.TarFile, member: str, path: str) -> None:
+    source = tar.extractfile(member)
+    assert source is not None  # noqa: S101 (modules.tar holds plain files only at these names)
+    with source, open(path, "wb") as file:
+        shutil.copyfileobj(source, file)
+
+
+def _pack(tree: str, path: str) -> None:
+    names = sorted(
+        os.path.relpath(os.path.join(parent, name), tree)
+        for parent, folders, files in os.walk(tree)
+        for name in (*folders, *files)
+    )
+    listing = "\n".join(names).encode()
+    command = ["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0", "--reproducible", "-D", tree, "-F", path]
+    run_tool(command, "packing the initramfs", stdin=listing)

@@ -1,0 +1,45 @@
+"""What Crannog asks of a storage pool."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from crannog.core.volumes import Volume
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a started volume is found on the host: absolute path, and image format as QEMU calls it."""
+
+    path: str
+    format: str
+
+
+class Pool(Protocol):
+    """A place for volumes. Every method raises StorageError with the cause; none leaves half-made files behind."""
+
+    name: str
+    driver: str
+
+    def locate(self, volume: Volume) -> Location:
+        """Return where the volume will be once it is started. Touches nothing."""
+
+    async def create(self, volumes: tuple[Volume, ...]) -> None:
+        """Make the volumes of one new VM, all or none."""
+
+    async def import_file(self, volume: Volume, path: str) -> Volume:
+        """Make the raw image at `path` the content of a stopped volume; return the volume with its new size."""
+
+    async def start(self, volume: Volume) -> None:
+        """Make the volume ready for use at `locate`. What a dropped layer held is gone from here on."""
+
+    async def stop(self, volume: Volume) -> None:
+        """Keep or drop what was written, as the volume's flags say. Stopping twice does nothing the second time."""
+
+    async def abandon(self, volume: Volume) -> None:
+        """Forget what was written since `start`: the start failed. A volume written in place stays as it is."""
+
+    async def remove(self, volumes: tuple[Volume, ...]) -> None:
+        """Delete the volumes of one VM. Absent ones are no error."""
+
+    async def recover(self) -> list[str]:
+        """Clean up what a killed daemon left half-made; return a sentence for each thing done or found."""

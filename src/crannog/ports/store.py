@@ -1,0 +1,15 @@
+"""What Crannog asks of the store."""
+
+from typing import Protocol
+
+from crannog.core.registry import Registry
+
+
+class Store(Protocol):
+    """The file that holds the registry."""
+
+    def load(self) -> Registry:
+        """Read the registry; an absent file is an empty one. Raises StorageError with line and reason."""
+
+    def save(self, registry: Registry) -> None:
+        """Write the registry so that a crash at any point leaves the old file or the new one, whole."""

@@ -1,0 +1,134 @@
+"""The RPC processes of all VMs, as the daemon sees them (ports.channel.AgentLinks)."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+
+from crannog.config import Paths
+from crannog.core.announcement import AgentState, AgentStatus
+from crannog.errors import CrannogError, RpcError
+from crannog.ports.channel import StatusListener
+from crannog.rpc.link import RpcLink
+
+log = logging.getLogger(__name__)
+
+ADOPTION_TIMEOUT = 1.0
+"""Seconds in which the RPC process of a VM that runs must answer; after that it is taken for dead."""
+
+
+@dataclass
+class _Follower:
+    """One VM's RPC process: how to reach it, what it last said, and the process when this daemon started it."""
+
+    link: RpcLink
+    status: AgentStatus = field(default_factory=AgentStatus)
+    process: asyncio.subprocess.Process | None = None
+    task: asyncio.Task[None] | None = None
+
+
+class VMProcesses:
+    """Starts, finds and follows RPC processes."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._followers: dict[str, _Follower] = {}
+        self._listeners: list[StatusListener] = []
+
+    def listen(self, listener: StatusListener) -> None:
+        """Have `listener` called with each change of a status."""
+        self._listeners.append(listener)
+
+    def status(self, uuid: str) -> AgentStatus | None:
+        """Return what is known of the VM's agent, None without a process."""
+        follower = self._followers.get(uuid)
+        return follower.status if follower else None
+
+    async def start(self, uuid: str, name: str, default_user: str) -> None:
+        """Start the VM's RPC process; it waits for QEMU's socket by itself."""
+        follower = _Follower(RpcLink(self._paths.rpc_socket(name)))
+        self._followers[uuid] = follower
+        follower.process = await self._spawn(uuid, name, default_user)
+        follower.task = asyncio.ensure_future(self._follow(uuid, follower))
+
+    async def adopt(self, uuid: str, name: str, default_user: str) -> None:
+        """Follow the process that serves the VM already; start one when none answers."""
+        follower = _Follower(RpcLink(self._paths.rpc_socket(name)))
+        try:
+            await follower.link.connect(ADOPTION_TIMEOUT)
+        except CrannogError:
+            log.warning("%s: its RPC process is gone, another one is started", name)
+            await self.start(uuid, name, default_user)
+            return
+        self._followers[uuid] = follower
+        follower.task = asyncio.ensure_future(self._follow(uuid, follower, is_connected=True))
+
+    async def stop(self, uuid: str) -> None:
+        """End the VM's RPC process. One that was adopted ends by itself when QEMU does."""
+        follower = self._followers.pop(uuid, None)
+        if follower is None:
+            return
+        if follower.task:
+            follower.task.cancel()
+        await follower.link.close()
+        if follower.process:
+            await _end(follower.process)
+            # A process that was killed cannot take its socket away; one that ended by itself did.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(follower.link.path)
+
+    async def power_off(self, uuid: str) -> bool:
+        """Ask the agent to shut its guest down; False when no agent is there to ask."""
+        follower = self._followers.get(uuid)
+        if follower is None or follower.status.agent is not AgentState.READY:
+            return False
+        try:
+            await follower.link.power_off()
+        except RpcError as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    async def _spawn(self, uuid: str, name: str, default_user: str) -> asyncio.subprocess.Process:
+        log_file = os.open(self._paths.rpc_log(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-m", "crannog.rpc.vm_process", "--name", name),
+                *("--channel", self._paths.channel_socket(uuid), "--listen", self._paths.rpc_socket(name)),
+                *("--default-user", default_user),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=log_file,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RpcError(f"the RPC process of {name} cannot be started: {error.strerror}") from error
+        finally:
+            os.close(log_file)
+
+    async def _follow(self, uuid: str, follower: _Follower, *, is_connected: bool = False) -> None:
+        try:
+            if not is_connected:
+                await follower.link.connect()
+            async for status in follower.link:
+                follower.status = status
+                for listener in self._listeners:
+                    listener(uuid, status)
+        except CrannogError as error:
+            log.error("%s", error)
+        follower.status = AgentStatus()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a process that may have ended, and reap it."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(2):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,196 @@
+"""The host's end of the channel to one guest agent: synchronisation, streams, announcement. No I/O.
+
+Bytes go in through `receive` and come out of `out`; rpc/vm_process.py moves them. Nothing that a guest sends
+makes it raise, and everything that a guest can grow is bounded: unread data by each stream's window, answers
+by the loop (it stops reading while OUT_MAX bytes wait for the guest), the announcement by ENTRIES_MAX and
+VALUE_MAX.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from crannog.core.announcement import PREFIX, AgentState, AgentStatus, parse_announcement
+from crannog.errors import ProtocolError
+from crannog.rpc import frames
+from crannog.rpc.frames import Frame, FrameParser, Marker
+
+OUT_HIGH = 262144
+"""Callers' data is not taken while this many bytes wait for the guest."""
+OUT_MAX = 1048576
+"""The guest is not read while this many bytes wait for it."""
+ENTRIES_MAX = 64
+VALUE_MAX = 256
+NOTIFY_TOOLS = b"qubes.NotifyTools"
+
+
+class Call(Protocol):
+    """What a channel tells the caller's side of a stream."""
+
+    def deliver(self, kind: int, untrusted_body: bytes) -> None:
+        """Take output of the command; raises ProtocolError when the guest overran the window."""
+
+    def add_credit(self, untrusted_count: int) -> None:
+        """Note that the guest takes more of the command's input."""
+
+    def end(self, untrusted_exit_code: int) -> None:
+        """Note that the command has ended."""
+
+    def fail(self, sentence: str) -> None:
+        """Note that the call broke off, and why."""
+
+
+class GuestChannel:
+    """One guest's agent, as the host sees it."""
+
+    def __init__(self, vm: str, log: Callable[[str], None]) -> None:
+        self.vm = vm
+        self.out = bytearray(frames.PADDING)
+        self.status = AgentStatus()
+        self.on_status: Callable[[AgentStatus], None] = lambda _: None
+        self.calls: dict[int, Call] = {}
+        self._log = log
+        self._parser = FrameParser()
+        self._last_stream = 0
+        self._guest_nonce = b""
+        self._host_nonce = b""
+        self._untrusted_entries: dict[bytes, bytes] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the agent takes commands."""
+        return self.status.agent is AgentState.READY
+
+    @property
+    def has_room(self) -> bool:
+        """Whether callers' data may be added to `out`."""
+        return len(self.out) < OUT_HIGH
+
+    def send(self, stream: int, kind: int, body: bytes = b"") -> None:
+        """Queue one frame for the guest."""
+        self.out += frames.encode_frame(stream, kind, body)
+
+    def open_call(self, call: Call, command_line: bytes) -> int:
+        """Start a command (`USER:COMMAND`, without NUL) and return its stream. The agent must be ready."""
+        self._last_stream = self._last_stream % 0xFFFFFFFF + 1
+        while self._last_stream in self.calls:
+            self._last_stream = self._last_stream % 0xFFFFFFFF + 1
+        self.calls[self._last_stream] = call
+        self.send(self._last_stream, frames.EXEC_CMDLINE, command_line + b"\0")
+        return self._last_stream
+
+    def close_call(self, stream: int) -> None:
+        """Give up a call; the guest ends its command. A call that has ended already is no error."""
+        if self.calls.pop(stream, None) is not None:
+            self.send(stream, frames.CLOSE)
+
+    def power_off(self) -> bool:
+        """Ask the guest to shut down; return whether there is an agent to ask."""
+        if self.is_ready:
+            self.send(0, frames.POWEROFF)
+        return self.is_ready
+
+    def fail_calls(self, sentence: str) -> None:
+        """Break off all calls with `sentence`."""
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            call.fail(sentence)
+
+    def receive(self, untrusted_data: bytes) -> None:
+        """Act on bytes from the guest."""
+        self._parser.feed(untrusted_data)
+        while self._take_item():
+            pass
+
+    def _take_item(self) -> bool:
+        """Act on the next frame or marker; return whether there was one."""
+        try:
+            if self._parser.is_hunting:
+                marker = self._parser.next_marker()
+                if marker is not None:
+                    self._answer(marker)
+                return marker is not None
+            frame = self._parser.next_frame()
+            if frame is not None:
+                self._dispatch(frame)
+        except ProtocolError as error:
+            self._lose_step(str(error))
+            return True
+        return frame is not None
+
+    def _lose_step(self, reason: str) -> None:
+        """Break off everything, and make the agent ask for a new synchronisation."""
+        self._log(f"lost step with the agent: {reason}")
+        self._parser.is_hunting = True
+        self._guest_nonce = self._host_nonce = b""
+        self._untrusted_entries.clear()
+        self.out[:] = frames.PADDING
+        self.fail_calls(f"the agent of the VM '{self.vm}' was restarted or broke off; run the command again")
+        self._set_status(AgentStatus())
+
+    def _answer(self, marker: Marker) -> None:
+        if marker.kind == frames.REQUEST and marker.guest_nonce != self._guest_nonce:
+            self._guest_nonce, self._host_nonce = marker.guest_nonce, os.urandom(frames.NONCE_SIZE)
+            self.out += frames.encode_marker(Marker(frames.SYNC, self._guest_nonce, self._host_nonce))
+        elif marker == (frames.ACKNOWLEDGE, self._guest_nonce, self._host_nonce):
+            self._parser.accept_marker()
+
+    def _dispatch(self, frame: Frame) -> None:
+        if frame.stream == 0:
+            self._dispatch_control(frame)
+            return
+        call = self.calls.get(frame.stream)
+        if call is None:
+            return
+        if frame.type in (frames.DATA_STDOUT, frames.DATA_STDERR):
+            self._deliver(call, frame)
+        elif frame.type == frames.CREDIT:
+            call.add_credit(frames.NUMBER.unpack(frame.body)[0])
+        elif frame.type == frames.DATA_EXIT_CODE:
+            del self.calls[frame.stream]
+            call.end(frames.NUMBER.unpack(frame.body)[0])
+
+    def _deliver(self, call: Call, frame: Frame) -> None:
+        try:
+            call.deliver(frame.type, frame.body)
+        except ProtocolError as error:
+            self._log(str(error))
+            self.close_call(frame.stream)
+            call.fail(f"the agent of the VM '{self.vm}' broke the protocol: {error}")
+
+    def _dispatch_control(self, frame: Frame) -> None:
+        if frame.type == frames.HELLO:
+            if frames.NUMBER.unpack(frame.body)[0] < frames.PROTOCOL_VERSION:
+                raise ProtocolError("the agent speaks a version of the protocol that is too old")
+            self._set_status(AgentStatus(AgentState.READY, self.status.announced))
+        elif frame.type == frames.GUESTDB_WRITE:
+            self._note_entry(frame.body)
+        elif frame.type == frames.TRIGGER and frame.body == NOTIFY_TOOLS:
+            self._take_announcement()
+
+    def _note_entry(self, untrusted_body: bytes) -> None:
+        untrusted_path, _, untrusted_value = untrusted_body.partition(b"\0")
+        is_known = untrusted_path in self._untrusted_entries
+        if (
+            not untrusted_path.startswith(PREFIX)
+            or max(map(len, (untrusted_path, untrusted_value))) > VALUE_MAX
+        ):
+            self._log("refused an entry of the guest DB: not below /qubes-tools/, or too long")
+        elif not is_known and len(self._untrusted_entries) >= ENTRIES_MAX:
+            self._log(f"refused an entry of the guest DB: there are {ENTRIES_MAX} already")
+        else:
+            self._untrusted_entries[untrusted_path] = untrusted_value
+
+    def _take_announcement(self) -> None:
+        untrusted_entries, self._untrusted_entries = self._untrusted_entries, {}
+        try:
+            announced = parse_announcement(untrusted_entries)
+        except ProtocolError as error:
+            self._log(f"refused the announcement, nothing is changed: {error}")
+        else:
+            self._set_status(AgentStatus(self.status.agent, announced))
+
+    def _set_status(self, status: AgentStatus) -> None:
+        if status != self.status:
+            self.status = status
+            self.on_status(status)

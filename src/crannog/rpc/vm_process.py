@@ -1,0 +1,198 @@
+"""The RPC process of one VM: the only one on the host that reads what this guest sends.
+
+It connects to the channel's socket, which QEMU makes, and serves local clients on a socket of its own
+(formats: rpc/frames.py). It outlives the daemon, and ends by itself when QEMU closes the channel. One thread,
+one loop; it imports little, as there is one for each running VM.
+"""
+
+import argparse
+import contextlib
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from crannog.core.announcement import AgentStatus
+from crannog.errors import CrannogError, InUseError, RpcError
+from crannog.rpc.channel import OUT_MAX, GuestChannel
+from crannog.rpc.local import LocalClient
+
+READ_SIZE = 262144
+CONNECT_WAIT = 60.0
+CONNECT_PAUSE = 0.01
+CLIENTS_MAX = 512
+LOG_LINES_MAX = 500
+
+
+def make_log(vm: str) -> Callable[[str], None]:
+    """Return a function that logs a line to stderr. A guest cannot cause more than LOG_LINES_MAX of them."""
+    count = 0
+
+    def log(sentence: str) -> None:
+        nonlocal count
+        count += 1
+        if count <= LOG_LINES_MAX:
+            sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {vm}: {sentence}\n")
+        if count == LOG_LINES_MAX:
+            sys.stderr.write(f"{vm}: further lines are left out\n")
+        sys.stderr.flush()
+
+    return log
+
+
+def listen(path: str) -> socket.socket:
+    """Return a socket that listens at `path`, for its owner only; a left-over file is replaced.
+
+    Raises InUseError when a process serves that path already.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise InUseError(f"another RPC process serves {path} already")
+    listener = socket.socket(socket.AF_UNIX)
+    old_mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(old_mask)
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+def connect_channel(path: str, wait: float) -> socket.socket:
+    """Return a connection to the channel at `path`, which may appear within `wait` seconds.
+
+    Raises RpcError when it does not.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        channel = socket.socket(socket.AF_UNIX)
+        try:
+            channel.connect(path)
+        except OSError as error:
+            channel.close()
+            if time.monotonic() >= deadline:
+                raise RpcError(f"the channel {path} did not appear in {wait:.0f} s: {error}") from error
+            time.sleep(CONNECT_PAUSE)
+        else:
+            channel.setblocking(False)
+            return channel
+
+
+class VmProcess:
+    """The loop over the channel, the listening socket and the clients."""
+
+    def __init__(
+        self, channel: GuestChannel, guest: socket.socket, listener: socket.socket, user: str
+    ) -> None:
+        self.channel = channel
+        self.channel.on_status = self._show_status
+        self._guest = guest
+        self._listener = listener
+        self._default_user = user
+        self._clients: dict[int, LocalClient] = {}
+
+    def run(self) -> None:
+        """Serve until the guest's end of the channel is closed."""
+        while self._turn():
+            pass
+        self.channel.fail_calls(f"the VM '{self.channel.vm}' has ended")
+        for client in self._clients.values():
+            client.serve(select.POLLOUT)
+            client.close()
+
+    def _turn(self) -> bool:
+        """Wait once and serve what is ready; return whether the channel is still open."""
+        now = time.monotonic()
+        for client in list(self._clients.values()):
+            client.advance(now)
+        ready = dict(self._poll(now))
+        guest_events = ready.pop(self._guest.fileno(), 0)
+        is_accepting = ready.pop(self._listener.fileno(), 0)
+        for fd, events in ready.items():
+            self._clients[fd].serve(events)
+        is_open = self._serve_guest(guest_events)
+        self._clients = {fd: client for fd, client in self._clients.items() if not client.is_closed}
+        if is_accepting:
+            self._accept()
+        return is_open
+
+    def _poll(self, now: float) -> list[tuple[int, int]]:
+        """Wait for the sockets, and for the first deadline of a call that waits for the agent."""
+        poll = select.poll()
+        guest_in = select.POLLIN if len(self.channel.out) < OUT_MAX else 0
+        poll.register(self._guest, guest_in | (select.POLLOUT if self.channel.out else 0))
+        if len(self._clients) < CLIENTS_MAX:
+            poll.register(self._listener, select.POLLIN)
+        for fd, client in self._clients.items():
+            poll.register(fd, client.events())
+        deadlines = [client.deadline for client in self._clients.values() if client.deadline is not None]
+        return poll.poll(max(0.0, min(deadlines) - now) * 1000 + 1 if deadlines else None)
+
+    def _serve_guest(self, events: int) -> bool:
+        try:
+            if events & select.POLLOUT:
+                with memoryview(self.channel.out) as view, view[:READ_SIZE] as part:
+                    count = self._guest.send(part)
+                del self.channel.out[:count]
+            if events & ~select.POLLOUT:
+                untrusted_data = self._guest.recv(READ_SIZE)
+                self.channel.receive(untrusted_data)
+                return bool(untrusted_data)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return False
+        return True
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        self._clients[connection.fileno()] = LocalClient(connection, self.channel, self._default_user)
+
+    def _show_status(self, status: AgentStatus) -> None:
+        for client in self._clients.values():
+            client.show_status(status)
+
+
+def serve(vm: str, channel_path: str, listen_path: str, default_user: str) -> None:
+    """Serve the VM `vm` until it ends. Raises InUseError, RpcError, OSError."""
+    listener = listen(listen_path)
+    try:
+        with listener, connect_channel(channel_path, CONNECT_WAIT) as guest:
+            VmProcess(GuestChannel(vm, make_log(vm)), guest, listener, default_user).run()
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(listen_path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the process; return its exit code."""
+    parser = argparse.ArgumentParser(prog="crannog-rpc", description="Serve the RPC of one running VM.")
+    parser.add_argument("--name", required=True, help="the VM's name")
+    parser.add_argument("--channel", required=True, help="QEMU's socket of the agent's port")
+    parser.add_argument("--listen", required=True, help="the socket for local clients")
+    parser.add_argument(
+        "--default-user", default="DEFAULT", help="whom DEFAULT means; else the agent decides"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        serve(options.name, options.channel, options.listen, options.default_user)
+    except (CrannogError, OSError) as error:
+        sys.stderr.write(f"{options.name}: {error}\n")
+        return error.exit_code if isinstance(error, CrannogError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
