@@ -106,6 +106,12 @@ class World:
         names = ["--name", "vm1", "--channel", self.host_port, "--listen", self.rpc_socket]
         return self.start("-m", "crannog.rpc.vm_process", *names, *user)
 
+    def is_serving(self) -> bool:
+        """Tell whether the RPC process answers."""
+        with contextlib.suppress(RpcError):
+            return bool(read_status(self.rpc_socket, 5))
+        return False
+
     def is_ready(self) -> bool:
         """Tell whether the agent has announced itself."""
         with contextlib.suppress(RpcError):

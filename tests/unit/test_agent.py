@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,9 +57,10 @@ def test_the_agent_waits_for_an_absent_host_without_spinning(
     agent: Agent, port: StandInPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(agent_module.time, "sleep", pauses.append)
+    monkeypatch.setattr("crannog.guest.agent.time.sleep", pauses.append)
     agent.desync()
     old_nonce = agent.nonce
+    agent.out.clear()
     os.close(port.host_fd)
     agent.serve_port()
     assert pauses == [agent_module.AWAY_POLL] * 3
@@ -101,7 +101,7 @@ def test_a_bad_frame_starts_a_new_synchronisation_and_ends_the_commands(
 
 
 def test_an_account_that_the_agent_cannot_become_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_module.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr("crannog.guest.agent.os.geteuid", lambda: 12345)
     with pytest.raises(LookupError, match="not root"):
         find_user(b"root")
     with pytest.raises(LookupError, match="no user"):
@@ -126,7 +126,7 @@ def test_a_fork_that_fails_leaves_no_pipes_open(monkeypatch: pytest.MonkeyPatch)
         raise BlockingIOError("no more processes")
 
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(agent_module.os, "fork", fail)
+    monkeypatch.setattr("crannog.guest.agent.os.fork", fail)
     with pytest.raises(BlockingIOError):
         Command(1, pwd.getpwuid(os.geteuid()), b"true")
     assert len(os.listdir("/proc/self/fd")) == before
@@ -175,4 +175,3 @@ def test_the_agent_needs_only_what_a_minimal_python_has() -> None:
         "argparse",
     }
     assert not heavy & set(child.stdout.decode().split())
-    assert hasattr(select, "poll")

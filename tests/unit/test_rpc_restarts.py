@@ -129,9 +129,9 @@ def test_the_default_user_is_the_daemons_to_choose(world: World) -> None:
 def test_an_early_call_waits_for_the_agent(world: World) -> None:
     world.start_relay()
     world.start_process()
-    wait_until(lambda: os.path.exists(world.rpc_socket))
+    wait_until(world.is_serving)
     child = world.call("echo served")
-    wait_until(lambda: read_status(world.rpc_socket, 5)["agent"] == "waiting")
+    assert read_status(world.rpc_socket, 5)["agent"] == "waiting"
     world.start_agent()
     assert child.communicate(timeout=10)[0] == b"served\n"
 
@@ -177,7 +177,7 @@ def flood(guest: socket.socket, pattern: bytes) -> None:
 def test_a_flooding_guest_costs_bounded_memory_and_log(world: World, pattern: bytes) -> None:
     world.start_relay()
     process = world.start_process()
-    wait_until(lambda: os.path.exists(world.rpc_socket) and read_status(world.rpc_socket, 5))
+    wait_until(world.is_serving)
     before = memory_of(process.pid)
     guest = socket.socket(socket.AF_UNIX)
     guest.connect(world.guest_port)

@@ -29,8 +29,8 @@ class Backend(Protocol):
     def power_state(self, vm: QubeBase) -> str:
         """Return the power state in the Admin API's words."""
 
-    def xid(self, vm: QubeBase) -> int:
-        """Return the number of the VM's domain, -1 when halted."""
+    def value(self, holder: Holder, name: str) -> object:
+        """Return the value of a property, those included that only the running VM has (xid)."""
 
     async def usage(self, vm: QubeBase) -> DomainUsage | None:
         """Return what a VM uses; None when it is halted."""

@@ -1,12 +1,13 @@
 """The server: one connection, one call (Admin API, section 2)."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import struct
 
-from crannog.api import setting_methods, vm_methods
+from crannog.api import property_methods, setting_methods, vm_methods
 from crannog.api.backend import Backend
 from crannog.api.framing import MAX_REQUEST, encode_error, encode_ok, parse_request
 from crannog.api.table import find_method
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT = 30
 """Seconds a client has to send its whole request."""
 
-__all__ = ["Server", "setting_methods", "vm_methods"]
+__all__ = ["Server", "property_methods", "setting_methods", "vm_methods"]
 
 
 class Server:
@@ -30,23 +31,17 @@ class Server:
 
     async def start(self) -> None:
         """Listen. The caller holds the daemon's lock, so a socket that is there is left from a dead daemon."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
-        except FileNotFoundError:
-            pass
-        self._server = await asyncio.start_unix_server(
-            self._serve, self._path, limit=MAX_REQUEST + 1, backlog=512
-        )
+        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=MAX_REQUEST + 1, backlog=512)
         os.chmod(self._path, 0o600)
 
     async def stop(self) -> None:
         """Stop listening and take the socket away. Calls that run are not waited for."""
         if self._server:
             self._server.close()
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
-        except FileNotFoundError:
-            pass
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -79,9 +74,7 @@ class Server:
         except Exception:
             log.exception("%s of %s ended with an error of our own", request.method, request.destination)
             return encode_error(
-                CrannogError(
-                    f"crannogd failed inside {request.method}; its log says where: see 'crannog doctor'"
-                )
+                CrannogError(f"crannogd failed inside {request.method}; its log says where: see 'crannog doctor'")
             )
 
 

@@ -1,68 +1,10 @@
-"""Methods about properties, features, tags and volumes (Admin API, section 6)."""
+"""Methods about features, tags, volumes, pools and the host (Admin API, section 6)."""
 
 from crannog.api.table import Call, Destination, Presence, method
-from crannog.core.properties import Holder, Property
 from crannog.errors import DeniedError, FeatureNotFoundError, ProtocolError
 
 VM, ADMIN, ANY = Destination.VM, Destination.ADMIN, Destination.ANY
 NEEDED, OPTIONAL = Presence.REQUIRED, Presence.OPTIONAL
-
-
-def _value(call: Call, holder: Holder, declared: Property) -> str:
-    if declared.name == "xid":
-        return str(call.backend.xid(call.vm))
-    return declared.kind.format(holder.get(declared.name))
-
-
-def _describe(call: Call, holder: Holder, declared: Property) -> str:
-    value = _value(call, holder, declared)
-    return f"default={holder.is_default(declared.name)} type={declared.kind.name} {value}"
-
-
-def _declare(prefix: str, destination: Destination) -> None:
-    """Declare the property methods once for VMs and once for the global properties."""
-
-    def holder(call: Call) -> Holder:
-        return call.backend.registry if destination is ADMIN else call.vm
-
-    @method(f"{prefix}.List", destination)
-    async def list_properties(call: Call) -> str:
-        return "".join(f"{name}\n" for name in sorted(holder(call).declared()))
-
-    @method(f"{prefix}.Get", destination, argument=NEEDED)
-    async def get(call: Call) -> str:
-        return _describe(call, holder(call), holder(call).find_property(call.argument))
-
-    @method(f"{prefix}.GetAll", destination)
-    async def get_all(call: Call) -> str:
-        lines = []
-        for name, declared in sorted(holder(call).declared().items()):
-            value = _describe(call, holder(call), declared).replace("\\", "\\\\").replace("\n", "\\n")
-            lines.append(f"{name} {value}\n")
-        return "".join(lines)
-
-    @method(f"{prefix}.GetDefault", destination, argument=NEEDED)
-    async def get_default(call: Call) -> str:
-        declared = holder(call).find_property(call.argument)
-        if declared.default is None:
-            return ""
-        return f"type={declared.kind.name} {declared.kind.format(holder(call).default(declared.name))}"
-
-    @method(f"{prefix}.Help", destination, argument=NEEDED)
-    async def help_text(call: Call) -> str:
-        return holder(call).find_property(call.argument).help
-
-    @method(f"{prefix}.Set", destination, argument=NEEDED, payload=OPTIONAL, is_writing=True)
-    async def set_property(call: Call) -> None:
-        await call.backend.set_property(holder(call), call.argument, call.text())
-
-    @method(f"{prefix}.Reset", destination, argument=NEEDED, is_writing=True)
-    async def reset(call: Call) -> None:
-        await call.backend.reset_property(holder(call), call.argument)
-
-
-_declare("admin.vm.property", ANY)
-_declare("admin.property", ADMIN)
 
 
 @method("admin.vm.feature.List", ANY)

@@ -32,9 +32,7 @@ def _sorted_vms(call: Call) -> list[QubeBase]:
 async def list_vms(call: Call) -> str:
     """Return name, class, state and UUID of all VMs, or of the one addressed, a line each."""
     state = call.backend.power_state
-    return "".join(
-        f"{vm.name} class={vm.klass} state={state(vm)} uuid={vm.uuid}\n" for vm in _sorted_vms(call)
-    )
+    return "".join(f"{vm.name} class={vm.klass} state={state(vm)} uuid={vm.uuid}\n" for vm in _sorted_vms(call))
 
 
 @method("crannog.vm.Table", ANY, argument=Presence.REQUIRED)
@@ -45,12 +43,10 @@ async def list_table(call: Call) -> str:
     property is what keeps qvm-ls quick.
     """
     columns = call.argument.split("+")
-    known = {name for cls in CLASSES.values() for name in cls.declared()} | {"state", "xid"}
+    known = {name for cls in CLASSES.values() for name in cls.declared()} | {"state"}
     unknown = [column for column in columns if column not in known]
     if unknown:
-        raise ValueRefusedError(
-            f"'{unknown[0][:80]}' is not a column; the columns are {', '.join(sorted(known))}"
-        )
+        raise ValueRefusedError(f"'{unknown[0][:80]}' is not a column; the columns are {', '.join(sorted(known))}")
     lines = ["\t".join(_cell(call, vm, column) for column in columns) for vm in _sorted_vms(call)]
     return "".join(line + "\n" for line in lines)
 
@@ -58,10 +54,8 @@ async def list_table(call: Call) -> str:
 def _cell(call: Call, vm: QubeBase, column: str) -> str:
     if column == "state":
         return call.backend.power_state(vm)
-    if column == "xid":
-        return str(call.backend.xid(vm))
     declared = vm.declared().get(column)
-    return declared.kind.format(vm.get(column)) if declared else "-"
+    return declared.kind.format(call.backend.value(vm, column)) if declared else "-"
 
 
 async def _create(call: Call, klass: str) -> None:

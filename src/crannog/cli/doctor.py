@@ -9,7 +9,9 @@ from crannog.client.connection import Client
 from crannog.config import Paths
 from crannog.errors import CrannogError
 
-COMMAND = Command("crannog doctor", "Say what this host can do and what is missing. Exits 1 when something needed is missing.")
+COMMAND = Command(
+    "crannog doctor", "Say what this host can do and what is missing. Exits 1 when something needed is missing."
+)
 
 # Program, Debian package, what it is for, whether the main job needs it.
 PROGRAMS = (
@@ -36,7 +38,7 @@ def _examine(_options: Values) -> int:
     return 0 if is_well else 1
 
 
-def _check_program(program: str, package: str, purpose: str, is_needed: bool) -> bool:  # noqa: FBT001
+def _check_program(program: str, package: str, purpose: str, is_needed: bool) -> bool:
     path = shutil.which(program)
     if path:
         say(f"{program} is there to {purpose} ({path}).")
@@ -51,7 +53,8 @@ def _check_space(paths: Paths) -> bool:
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
     is_enough = free >= LOW_SPACE
-    say(f"{'' if is_enough else 'MISSING: '}{free / 2**30:.1f} GiB are free where state is kept{'.' if is_enough else ': free some.'}")
+    mark, advice = ("", "") if is_enough else ("MISSING: ", ": free some")
+    say(f"{mark}{free / 2**30:.1f} GiB are free where state is kept{advice}.")
     return is_enough
 
 

@@ -68,7 +68,9 @@ def _wait_for_end(paths: Paths, pid: int) -> None:
     deadline = time.monotonic() + STOP_TIMEOUT
     while find_daemon(paths) == pid:
         if time.monotonic() > deadline:
-            raise DaemonError(f"crannogd (process {pid}) did not end within {STOP_TIMEOUT} s; its log is {paths.daemon_log}")
+            raise DaemonError(
+                f"crannogd (process {pid}) did not end within {STOP_TIMEOUT} s; its log is {paths.daemon_log}"
+            )
         time.sleep(0.02)
 
 

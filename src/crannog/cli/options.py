@@ -5,7 +5,6 @@ A correct command line is read here, by 60 lines that import nothing. Help, erro
 everything else that a tool does.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,7 @@ from typing import Any
 class Option:
     """An option: `names` as typed, `metavar` when it takes a value."""
 
-    def __init__(
-        self, *names: str, help: str, metavar: str = "", default: str = "", is_repeated: bool = False
-    ) -> None:  # noqa: A002
+    def __init__(self, *names: str, help: str, metavar: str = "", default: str = "", is_repeated: bool = False) -> None:  # noqa: A002
         self.names = names
         self.help = help
         self.metavar = metavar
@@ -85,16 +82,10 @@ class Command:
         return values if self._assign_words(words, values) else None
 
     @staticmethod
-    def _take_option(
-        word: str, named: dict[str, Option], arguments: list[str], values: dict[str, Any]
-    ) -> bool:
+    def _take_option(word: str, named: dict[str, Option], arguments: list[str], values: dict[str, Any]) -> bool:
         name, separator, value = word.partition("=")
         option = named.get(name)
-        if (
-            option is None
-            or bool(separator) > bool(option.metavar)
-            or (separator and not name.startswith("--"))
-        ):
+        if option is None or bool(separator) > bool(option.metavar) or (separator and not name.startswith("--")):
             return False
         if not option.metavar:
             values[option.key] = True
@@ -119,7 +110,7 @@ class Command:
         return not words
 
     def _parse_fully(self, arguments: list[str]) -> dict[str, Any]:
-        return vars(self.build_parser().parse_args(arguments))
+        return dict(vars(self.build_parser().parse_args(arguments)))
 
     def build_parser(self) -> Any:  # noqa: ANN401 - argparse is not imported at the top
         """Return the same command line as an argparse parser."""
@@ -140,7 +131,5 @@ class Command:
             parser.add_argument(*option.names, dest=option.key, help=option.help, action=action, **extra)
         counts = {"1": {}, "?": {"nargs": "?"}, "*": {"nargs": "*"}, "...": {"nargs": argparse.REMAINDER}}
         for operand in self.operands:
-            parser.add_argument(
-                operand.key, metavar=operand.metavar, help=operand.help, **counts[operand.count]
-            )  # type: ignore[arg-type]
+            parser.add_argument(operand.key, metavar=operand.metavar, help=operand.help, **counts[operand.count])  # type: ignore[arg-type]
         return parser

@@ -11,9 +11,7 @@ COMMAND = Command(
     "qvm-create",
     "Create a VM. It is halted then; qvm-start starts it.",
     Operand("name", "NAME", "name of the new VM"),
-    Option(
-        "--class", "-C", metavar="CLASS", default="AppVM", help="AppVM (default), StandaloneVM or TemplateVM"
-    ),
+    Option("--class", "-C", metavar="CLASS", default="AppVM", help="AppVM (default), StandaloneVM or TemplateVM"),
     Option(
         "--template",
         "-t",
@@ -21,9 +19,7 @@ COMMAND = Command(
         help="template of an AppVM; without it the property default_template",
     ),
     Option("--label", "-l", metavar="LABEL", default="red", help="colour of its trust level (default: red)"),
-    Option(
-        "--property", "--prop", metavar="NAME=VALUE", is_repeated=True, help="set a property; may be repeated"
-    ),
+    Option("--property", "--prop", metavar="NAME=VALUE", is_repeated=True, help="set a property; may be repeated"),
     Option("--root-copy-from", "-r", metavar="FILE", help="raw image to copy into the root volume"),
     examples=(
         "  qvm-create --template debian-12 --label green work\n"
@@ -45,9 +41,7 @@ def _create(options: Values) -> None:
         for name, value in properties:
             client.text("admin.vm.property.Set", options.name, name, value)
         if options.root_copy_from:
-            client.text(
-                "crannog.vm.volume.ImportFile", options.name, "root", os.path.abspath(options.root_copy_from)
-            )
+            client.text("crannog.vm.volume.ImportFile", options.name, "root", os.path.abspath(options.root_copy_from))
     except (CrannogError, KeyboardInterrupt):
         client.call("admin.vm.Remove", options.name)
         raise

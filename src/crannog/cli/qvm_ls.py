@@ -26,11 +26,7 @@ COMMAND = Command(
 
 
 def _list(options: Values) -> None:
-    fields = (
-        "name"
-        if options.raw_list
-        else options.fields.lower().replace("class", "klass").replace("kklass", "klass")
-    )
+    fields = "name" if options.raw_list else options.fields.lower().replace("class", "klass").replace("kklass", "klass")
     columns = [field.strip() for field in fields.split(",")]
     client = Client()
     rows = []

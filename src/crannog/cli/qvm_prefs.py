@@ -13,7 +13,7 @@ COMMAND = Command(
     Operand("value", "VALUE", "its new value", "?"),
     Option("--default", "--unset", "-D", help="give the property its default again"),
     Option("--help-properties", help="say what each property means"),
-    examples="  qvm-prefs work\n  qvm-prefs work memory\n  qvm-prefs work memory 600\n  qvm-prefs --default work memory",
+    examples="  qvm-prefs work\n  qvm-prefs work memory 600\n  qvm-prefs --default work memory",
 )
 
 

@@ -39,7 +39,7 @@ def _is_agreed(vms: list[str]) -> bool:
         end="",
         flush=True,
         file=sys.stderr,
-    )  # noqa: T201
+    )
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -35,9 +35,7 @@ def _shutdown(options: Values) -> int:
     force = ["force"] if options.force else []
     # All are asked before any is waited for, so that they shut down at the same time.
     code = (
-        for_each(SHUTDOWN.program, vms, lambda vm: _ask(client, vm, force))
-        if len(vms) > 1 or not options.wait
-        else 0
+        for_each(SHUTDOWN.program, vms, lambda vm: _ask(client, vm, force)) if len(vms) > 1 or not options.wait else 0
     )
     if options.wait:
         wait = "+".join([*force, "wait"])

@@ -14,7 +14,9 @@ COMMAND = Command(
     "Build a template from a distribution's packages, or list what can be built.",
     Operand("action", "build|list", "what to do"),
     Operand("recipe", "RECIPE", "what to build, such as debian-12", "?"),
-    Option("--virt-mode", metavar="MODE", default="pv", help="pv: kernel from the host (default); hvm: boots by itself"),
+    Option(
+        "--virt-mode", metavar="MODE", default="pv", help="pv: kernel from the host (default); hvm: boots by itself"
+    ),
     Option("--name", metavar="VM", help="name of the TemplateVM (default: the recipe's, with -hvm for an hvm)"),
     Option("--size", metavar="GIB", default="10", help="size of the root disk in GiB (default: 10); it costs nothing"),
     Option("--mirror", metavar="URI", help="package mirror (default: the distribution's)"),
@@ -31,7 +33,7 @@ class Progress:
 
     def __call__(self, text: str) -> None:
         """Print one line."""
-        print(f"[{time.monotonic() - self._began:5.1f} s] {text}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"[{time.monotonic() - self._began:5.1f} s] {text}", file=sys.stderr, flush=True)
 
 
 def _act(options: Values) -> None:

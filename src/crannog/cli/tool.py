@@ -31,12 +31,12 @@ def run(command: Command, action: Callable[[Values], int | None], arguments: lis
 
 def complain(program: str, sentence: str) -> None:
     """Say on standard error what went wrong."""
-    print(f"{program}: {sentence}", file=sys.stderr)  # noqa: T201
+    print(f"{program}: {sentence}", file=sys.stderr)
 
 
 def say(text: str) -> None:
     """Print a line of output."""
-    print(text)  # noqa: T201
+    print(text)
 
 
 def for_each(program: str, names: list[str], action: Callable[[str], None]) -> int:

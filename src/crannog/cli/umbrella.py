@@ -20,7 +20,8 @@ def print_help() -> None:
     say("usage: crannog COMMAND ...\n\ncommands:")
     for name, (_main, summary) in COMMANDS.items():
         say(f"  {name:12} {summary}")
-    say("\nVMs have tools of their own: qvm-create, qvm-ls, qvm-prefs, qvm-run, qvm-start, qvm-shutdown, qvm-kill, qvm-remove.")
+    say("\nVMs have tools of their own: qvm-create, qvm-ls, qvm-prefs, qvm-run, qvm-start, qvm-shutdown,")
+    say("qvm-kill, qvm-remove.")
     say("Each tells more with --help.")
 
 

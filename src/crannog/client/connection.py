@@ -32,9 +32,7 @@ class Client:
             connection.shutdown(_socket.SHUT_WR)
             reply = _read_all(connection)
         except OSError as error:
-            raise DaemonError(
-                f"crannogd broke off during {method}: {error.strerror}; {self._where()}"
-            ) from error
+            raise DaemonError(f"crannogd broke off during {method}: {error.strerror}; {self._where()}") from error
         finally:
             connection.close()
         return self._parse(method, reply)
@@ -71,7 +69,8 @@ class Client:
         path = self.paths.daemon_socket
         if len(path.encode()) > SUN_PATH_MAX:
             raise DaemonError(
-                f"the path of the socket {path} is too long for unix sockets ({SUN_PATH_MAX} bytes); set CRANNOG_HOME to a shorter path"
+                f"the path of the socket {path} is too long for unix sockets ({SUN_PATH_MAX} bytes); "
+                f"set CRANNOG_HOME to a shorter path"
             )
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
         try:

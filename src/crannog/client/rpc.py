@@ -37,9 +37,7 @@ def run_command(path: str, user: str, command: str, stdin_fd: int, stdout_fd: in
     """
     command_line = os.fsencode(f"{user}:{command}")
     if len(command_line) > COMMAND_MAX:
-        raise RpcError(
-            f"the command is {len(command_line)} bytes long; at most {COMMAND_MAX} can be passed on"
-        )
+        raise RpcError(f"the command is {len(command_line)} bytes long; at most {COMMAND_MAX} can be passed on")
     connection = _Connection(path, HANDSHAKE_TIMEOUT)
     try:
         connection.send(EXEC_CMDLINE, bytes(8) + command_line + b"\0")

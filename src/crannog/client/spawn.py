@@ -27,7 +27,7 @@ def start_daemon(paths: Paths, connect: Callable[[], T | None]) -> T:
     """
     ready_read, ready_write = os.pipe()
     error_read, error_write = os.pipe()
-    os.set_inheritable(ready_write, True)  # noqa: FBT003
+    os.set_inheritable(ready_write, True)
     pid = os.posix_spawn(
         sys.executable,
         [sys.executable, "-m", "crannog.daemon", "--ready-fd", str(ready_write)],
@@ -65,7 +65,7 @@ def _wait_until_ready(paths: Paths, ready: int) -> bool:
         if readable:
             return os.read(ready, 1) == b"1"
         if then:
-            print(then, file=sys.stderr)  # noqa: T201
+            print(then, file=sys.stderr)
     raise DaemonError(f"crannogd did not get ready within {READY_TIMEOUT} s; its log is {paths.daemon_log}")
 
 
@@ -83,6 +83,4 @@ def _connect_soon(paths: Paths, connect: Callable[[], T | None]) -> T:
         if connection is not None:
             return connection
         time.sleep(0.05)
-    raise DaemonError(
-        f"a crannogd holds {paths.daemon_lock} but does not answer; its log is {paths.daemon_log}"
-    )
+    raise DaemonError(f"a crannogd holds {paths.daemon_lock} but does not answer; its log is {paths.daemon_log}")

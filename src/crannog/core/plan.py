@@ -59,7 +59,8 @@ class CreatePaused(Step):
     def describe(self) -> str:
         """Return the domain's main figures."""
         spec = self.spec
-        return f"create domain {spec.name}: {spec.virt_mode}, {spec.memory} MiB, {spec.vcpus} processors, boot from {spec.boot}"
+        size = f"{spec.memory} MiB, {spec.vcpus} processors"
+        return f"create domain {spec.name}: {spec.virt_mode}, {size}, boot from {spec.boot}"
 
 
 @dataclass(frozen=True)

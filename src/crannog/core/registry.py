@@ -161,9 +161,7 @@ class Registry(Holder):
         """Forget a VM; raises InUseError when something refers to it."""
         if vm.klass == "AdminVM":
             raise InUseError("dom0 cannot be removed")
-        users = [
-            f"{other.name} ({name})" for other in self for name, value in other.values.items() if value is vm
-        ]
+        users = [f"{other.name} ({name})" for other in self for name, value in other.values.items() if value is vm]
         users += [f"global property {name}" for name, value in self.values.items() if value is vm]
         if users:
             raise InUseError(f"{vm.name} is in use by {', '.join(users)}; change or remove that first")

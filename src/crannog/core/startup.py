@@ -69,13 +69,7 @@ def _check_state(vm: LocalVM, facts: StartFacts) -> None:
 
 def _check_template(vm: LocalVM, facts: StartFacts) -> None:
     """Refuse what would change a root under a running VM: only a root with revisions may be shared live (B12)."""
-    related = (
-        vm.registry.users_of_template(vm)
-        if not vm.is_template_based
-        else [vm.template]
-        if vm.template
-        else []
-    )
+    related = vm.registry.users_of_template(vm) if not vm.is_template_based else [vm.template] if vm.template else []
     running = [other.name for other in related if other.uuid in facts.active]
     owner = vm.template or vm
     if running and owner.volumes["root"].revisions_to_keep == 0:

@@ -6,7 +6,7 @@ A class adds to the properties of its parent; nothing outside asks a VM for its 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from crannog.core.names import check_name
@@ -170,7 +170,7 @@ class AdminVM(QubeBase):
     """dom0: an object that costs nothing (B5): it knows nothing of the host's memory or processors."""
 
     klass = "AdminVM"
-    OWN = (
+    OWN: ClassVar[tuple[Property, ...]] = (
         Property("maxmem", INT, "Always 0: dom0 is not managed.", default=constant(0), is_readonly=True),
         Property("vcpus", INT, "Always 0: dom0 is not managed.", default=constant(0), is_readonly=True),
         Property("updateable", BOOL, "Can be updated.", default=constant(value=True), is_readonly=True),
@@ -194,7 +194,7 @@ class LocalVM(QubeBase):
     """A VM that runs on this host."""
 
     VOLUME_RULES: ClassVar[dict[str, VolumeRule]] = {}
-    OWN = (
+    OWN: ClassVar[tuple[Property, ...]] = (
         Property(
             "virt_mode", STR, "How the VM is virtualised: pv, pvh or hvm.",
             default=inherited("virt_mode", constant("pvh")), check=_check_virt_mode, needs_halted=True,
@@ -219,8 +219,15 @@ class LocalVM(QubeBase):
             "vcpus", INT, "Number of virtual processors.",
             default=inherited("vcpus", constant(2)), check=_check_range(1, 255, "processors"),
         ),
+        Property(
+            "xid", INT, "Number of the running VM at its hypervisor; -1 when halted.",
+            default=constant(-1), is_readonly=True,
+        ),
         Property("debug", BOOL, "Debug mode.", default=constant(value=False)),
-        Property("default_user", STR, "User that commands run as.", default=inherited("default_user", constant("user"))),
+        Property(
+            "default_user", STR, "User that commands run as.",
+            default=inherited("default_user", constant("user")),
+        ),
         Property(
             "qrexec_timeout", INT, "Seconds to wait for the agent at a start.",
             default=inherited("qrexec_timeout", from_global("default_qrexec_timeout")),
@@ -267,11 +274,10 @@ class AppVM(LocalVM):
         "root": VolumeRule(snap_on_start=True, save_on_stop=False),
         "private": VolumeRule(snap_on_start=False, save_on_stop=True),
     }
-    OWN = (
-        Property(
-            "template", VM, "VM whose root this one starts from.", check=_check_template, needs_halted=True
-        ),
+    OWN: ClassVar[tuple[Property, ...]] = (
+        Property("template", VM, "VM whose root this one starts from.", check=_check_template, needs_halted=True),
     )
 
 
-CLASSES = {cls.klass: cls for cls in (AdminVM, AppVM, StandaloneVM, TemplateVM)}
+CLASSES: dict[str, type[QubeBase]] = {cls.klass: cls for cls in (AdminVM, AppVM, StandaloneVM, TemplateVM)}
+"""The classes by name."""

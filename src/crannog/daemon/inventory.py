@@ -35,9 +35,11 @@ class Inventory:
         """Return the power state; dom0 always runs."""
         return "Running" if vm.klass == "AdminVM" else self._machines.power_state(vm.uuid)
 
-    def xid(self, vm: QubeBase) -> int:
-        """Return the number of the VM's domain, 0 for dom0, -1 when halted."""
-        return 0 if vm.klass == "AdminVM" else self._machines.xid(vm.uuid)
+    def value(self, holder: Holder, name: str) -> object:
+        """Return the value of a property; what only the running VM has comes from the hypervisor."""
+        if name == "xid" and isinstance(holder, QubeBase):
+            return self._machines.xid(holder.uuid)
+        return holder.get(name)
 
     async def usage(self, vm: QubeBase) -> DomainUsage | None:
         """Return what a VM uses; None when it is halted."""
@@ -62,9 +64,7 @@ class Inventory:
     async def screenshot(self, vm: LocalVM) -> bytes:
         """Return the picture of a running VM's emulated screen."""
         if not self._machines.has_domain(vm.uuid):
-            raise VMNotRunningError(
-                f"{vm.name} has no screen: it is not running; start it with 'qvm-start {vm.name}'"
-            )
+            raise VMNotRunningError(f"{vm.name} has no screen: it is not running; start it with 'qvm-start {vm.name}'")
         return await self._world.hypervisor.screenshot(vm.uuid)
 
     async def create(self, wanted: NewVM, *, created_by: str) -> LocalVM:
@@ -201,5 +201,5 @@ class Inventory:
         log.info("%s: its tools announced %s", vm.name, announced)
 
 
-def _flag(value: bool) -> str:  # noqa: FBT001
+def _flag(value: bool) -> str:
     return "1" if value else ""

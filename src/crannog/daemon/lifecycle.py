@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc
 from crannog.core.registry import Registry
@@ -33,7 +34,7 @@ class Lifecycle:
         self._machines = machines
         self._watch = AgentWatch(world, machines)
         self._starts: dict[str, asyncio.Task[list[tuple[str, float]]]] = {}
-        self._chores: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Future[Any]] = set()
         self._runner = Runner(
             {
                 PrepareVolume: Action(self._prepare_volume, self._abandon_volume),
@@ -180,10 +181,10 @@ class Lifecycle:
         async with self._machines.lock(uuid):
             return
 
-    def _keep(self, task: asyncio.Future[None] | asyncio.Future[bool]) -> None:
+    def _keep(self, task: asyncio.Future[Any]) -> None:
         """Hold a reference until the task is done: the event loop itself holds none."""
-        self._chores.add(task)  # type: ignore[arg-type]
-        task.add_done_callback(self._chores.discard)  # type: ignore[arg-type]
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
 
     async def _prepare_volume(self, step: PrepareVolume) -> None:
         await self._world.pools[step.volume.pool].start(step.volume)

@@ -108,9 +108,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="crannogd",
         description="Owns the VMs below CRANNOG_HOME. The tools start it when they need it.",
     )
-    parser.add_argument(
-        "--log-stderr", action="store_true", help="log to the terminal instead of the log file"
-    )
+    parser.add_argument("--log-stderr", action="store_true", help="log to the terminal instead of the log file")
     parser.add_argument("--verbose", action="store_true", help="log every request as well")
     parser.add_argument("--ready-fd", type=int, help="write to this descriptor when requests are answered")
     parser.add_argument("--version", action="version", version=f"crannogd {__version__}")
@@ -133,7 +131,7 @@ def main() -> int:
         asyncio.run(serve(paths, Settings.load(paths.settings), options.ready_fd))
         os.close(lock)
     except CrannogError as error:
-        print(f"crannogd: {error}", file=sys.stderr)  # noqa: T201
+        print(f"crannogd: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -32,9 +32,7 @@ class Action:
 class Runner:
     """Executes plans. `actions` says for each kind of step what to do."""
 
-    def __init__(
-        self, actions: dict[type[Step], Action], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, actions: dict[type[Step], Action], clock: Callable[[], float] = time.monotonic) -> None:
         self._actions = actions
         self._clock = clock
 

@@ -19,9 +19,7 @@ def clean_tail(untrusted_bytes: bytes) -> str:
     untrusted_text = _ESCAPE_SEQUENCE.sub(b"", untrusted_bytes).decode("ascii", "replace")
     lines = []
     for untrusted_line in re.split(r"[\r\n]+", untrusted_text):
-        line = "".join(
-            c if c.isascii() and c.isprintable() else "?" for c in untrusted_line[:MAX_COLUMNS]
-        ).rstrip()
+        line = "".join(c if c.isascii() and c.isprintable() else "?" for c in untrusted_line[:MAX_COLUMNS]).rstrip()
         if line:
             lines.append("  | " + line)
     return "\n".join(lines[-MAX_LINES:])
@@ -38,4 +36,4 @@ def read_tail(path: str) -> bytes:
 
 
 if __name__ == "__main__":
-    print(clean_tail(read_tail(sys.argv[1])))  # noqa: T201
+    print(clean_tail(read_tail(sys.argv[1])))

@@ -43,12 +43,8 @@ def find_emulator(configured: str) -> str:
         if path:
             return os.path.abspath(path)
     if configured:
-        raise HypervisorError(
-            f"the emulator {configured} (setting 'emulator') is not a program that can be run"
-        )
-    raise HypervisorError(
-        "qemu-system-x86_64 is not installed: install QEMU for x86 (Debian: qemu-system-x86)"
-    )
+        raise HypervisorError(f"the emulator {configured} (setting 'emulator') is not a program that can be run")
+    raise HypervisorError("qemu-system-x86_64 is not installed: install QEMU for x86 (Debian: qemu-system-x86)")
 
 
 def boot_sector() -> bytes:

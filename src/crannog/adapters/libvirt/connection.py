@@ -60,9 +60,7 @@ class LibvirtHypervisor:
         Raises HypervisorError, or InUseError when another process uses this home's hypervisor.
         """
         if self._settings.libvirt_uri != URI:
-            raise HypervisorError(
-                f"libvirt_uri = '{self._settings.libvirt_uri}' is not supported: use '{URI}'"
-            )
+            raise HypervisorError(f"libvirt_uri = '{self._settings.libvirt_uri}' is not supported: use '{URI}'")
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="libvirt")
         try:
             await self._adopt_orphans()
@@ -143,9 +141,7 @@ class LibvirtHypervisor:
             raise HypervisorError("the connection to libvirt is closed: open it first")
         return self._connection
 
-    async def _ask(
-        self, uuid: str, what: str, call: "Callable[[libvirt.virDomain], Result]"
-    ) -> Result | None:
+    async def _ask(self, uuid: str, what: str, call: "Callable[[libvirt.virDomain], Result]") -> Result | None:
         """Return what `call` says about the domain; None when it is absent. `what` starts the error's sentence."""
 
         def ask() -> Result | None:
@@ -231,9 +227,7 @@ class LibvirtHypervisor:
             console.start_log(spec.console_log)
             domain = self._opened().createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
         except OSError as error:
-            raise HypervisorError(
-                f"{spec.name}: no console log at {spec.console_log}: {error.strerror}"
-            ) from error
+            raise HypervisorError(f"{spec.name}: no console log at {spec.console_log}: {error.strerror}") from error
         except libvirt.libvirtError as error:
             raise failures.start_failure(spec.name, error, self._root.log(spec.name)) from error
         self._root.share_capabilities()
@@ -247,9 +241,7 @@ class LibvirtHypervisor:
             return True
 
         if not await self._ask(uuid, f"resuming {uuid}", resume):
-            raise HypervisorError(
-                f"{uuid} cannot be resumed: it has no domain (any more); start the VM again"
-            )
+            raise HypervisorError(f"{uuid} cannot be resumed: it has no domain (any more); start the VM again")
 
     async def destroy(self, uuid: str) -> None:
         """End the domain at once. An absent domain is no error."""

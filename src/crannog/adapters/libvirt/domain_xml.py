@@ -37,12 +37,19 @@ def _address(slot: int) -> Element:
 
 def _os(spec: DomainSpec) -> Element:
     element = _element("os", _element("type", text="hvm", arch="x86_64", machine="q35"))
+    element.append(_element("smbios", mode="sysinfo"))
     if spec.boot is Boot.KERNEL:
         parts = (("kernel", spec.kernel), ("initrd", spec.initrd), ("cmdline", spec.kernelopts))
         element.extend(_element(tag, text=value) for tag, value in parts if value)
     else:
         element.extend(_element("boot", dev=device) for device in _BOOT_ORDER[spec.boot])
     return element
+
+
+def _sysinfo(spec: DomainSpec) -> Element:
+    # The guest learns its name from its chassis' serial number: firmware hands over no kernel command line.
+    serial = _element("entry", text=spec.name, name="serial")
+    return _element("sysinfo", _element("chassis", serial), type="smbios")
 
 
 def _features() -> Element:
@@ -148,7 +155,7 @@ def build_domain_xml(spec: DomainSpec, accel: str, emulator: str) -> str:
     """
     try:
         domain = _element("domain", *_identity(spec), type="kvm" if accel == "kvm" else "qemu")
-        domain.extend((_os(spec), _features(), _cpu(accel)))
+        domain.extend((_sysinfo(spec), _os(spec), _features(), _cpu(accel)))
         domain.extend(_lifecycle())
         domain.append(_devices(spec, emulator))
     except ValueError as error:

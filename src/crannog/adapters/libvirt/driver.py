@@ -36,9 +36,7 @@ def _import_quietly(log: str) -> None:
     try:
         import libvirt
     except ImportError as error:
-        raise HypervisorError(
-            f"libvirt's Python binding cannot be loaded: {error}: install libvirt-python"
-        ) from error
+        raise HypervisorError(f"libvirt's Python binding cannot be loaded: {error}: install libvirt-python") from error
     finally:
         for name, value in before.items():
             if value is None:
@@ -100,9 +98,7 @@ def subscribe(connection: "libvirt.virConnect", tell: Callable[[str, DomainState
     """Have `tell` called, in libvirt's thread, with the UUID and new state at each change of a domain."""
     import libvirt
 
-    def take(
-        _connection: object, domain: "libvirt.virDomain", event: int, _detail: int, _opaque: object
-    ) -> None:
+    def take(_connection: object, domain: "libvirt.virDomain", event: int, _detail: int, _opaque: object) -> None:
         state = _EVENTS.get(event)
         if state:
             tell(domain.UUIDString(), state)

@@ -100,9 +100,7 @@ def _make_private(folder: str) -> None:
         os.mkdir(folder, 0o700)
     status = os.lstat(folder)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise HypervisorError(
-            f"{folder} is not a folder of this user alone: remove it, then start crannogd again"
-        )
+        raise HypervisorError(f"{folder} is not a folder of this user alone: remove it, then start crannogd again")
 
 
 def short_path(folder: str, alias_folder: str) -> str:
@@ -150,9 +148,7 @@ class EmbeddedRoot:
             _write_if_changed(self._folder + "/etc/qemu.conf", _configuration())
             _copy_missing(self._shared, os.path.join(self._folder, _CAPABILITIES))
         except OSError as error:
-            raise HypervisorError(
-                f"{self._folder} cannot be made ready for libvirt: {error.strerror}"
-            ) from error
+            raise HypervisorError(f"{self._folder} cannot be made ready for libvirt: {error.strerror}") from error
         return f"{URI}?root={quote(self.path)}"
 
     def share_capabilities(self) -> None:

@@ -98,7 +98,7 @@ def open_failure(uri: str, error: "libvirt.libvirtError", owner: str) -> Hypervi
         return InUseError(f"the hypervisor of this home is already in use by {owner}: end that first ({uri})")
     if "Failed to parse user" in cause or "Failed to parse group" in cause:
         remedy = "libvirt needs its account 'libvirt-qemu' when run by root: install libvirt's QEMU driver completely"
-        return HypervisorError(
-            f"libvirt could not be opened: {cause}: {remedy} (Debian: libvirt-daemon-system)"
-        )
+        return HypervisorError(f"libvirt could not be opened: {cause}: {remedy} (Debian: libvirt-daemon-system)")
+    if "already open with path" in cause:
+        cause += ": one process drives one home only, so use another process"
     return HypervisorError(f"libvirt could not be opened ({uri}): {cause}")

@@ -20,9 +20,7 @@ class KernelPool:
     def files(self, name: str) -> tuple[str, str]:
         """Return the paths of kernel and initramfs; raises StorageError when one is missing."""
         folder = os.path.join(self.folder, name)
-        kernels = [
-            path for path in (os.path.join(folder, file) for file in KERNEL_FILES) if os.path.exists(path)
-        ]
+        kernels = [path for path in (os.path.join(folder, file) for file in KERNEL_FILES) if os.path.exists(path)]
         initramfs = os.path.join(folder, INITRAMFS)
         if not name or not kernels or not os.path.exists(initramfs):
             missing = folder if not kernels else initramfs
@@ -40,9 +38,7 @@ class KernelPool:
         try:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             shutil.rmtree(half_made, ignore_errors=True)
-            await run_tool(
-                f"kernel {name} cannot be added", "cp", "-r", "--reflink=auto", "--", source, half_made
-            )
+            await run_tool(f"kernel {name} cannot be added", "cp", "-r", "--reflink=auto", "--", source, half_made)
             KernelPool(self.folder).files(f".new-{name}")
             shutil.rmtree(target, ignore_errors=True)
             os.rename(half_made, target)

@@ -20,9 +20,7 @@ async def run_tool(purpose: str, *command: str) -> None:
             stderr=asyncio.subprocess.PIPE,
         )
     except FileNotFoundError:
-        raise StorageError(
-            f"{purpose}: {command[0]} is not installed; 'crannog doctor' names the package"
-        ) from None
+        raise StorageError(f"{purpose}: {command[0]} is not installed; 'crannog doctor' names the package") from None
     try:
         async with asyncio.timeout(TIMEOUT):
             _, stderr = await process.communicate()

@@ -57,9 +57,7 @@ class Qcow2Pool:
             os.makedirs(half_made, mode=0o700)
             for volume in volumes:
                 if volume.save_on_stop:
-                    self._make_empty(
-                        os.path.join(half_made, os.path.basename(self._next_content(volume))), volume.size
-                    )
+                    self._make_empty(os.path.join(half_made, os.path.basename(self._next_content(volume))), volume.size)
             os.rename(half_made, folder)
         except OSError as error:
             shutil.rmtree(half_made, ignore_errors=True)

@@ -55,14 +55,13 @@ class FileStore:
         except OSError as error:
             self._discard(temporary)
             raise StorageError(
-                f"the store {self.path} cannot be written: {error.strerror}; the change was not made, the old file is intact"
+                f"the store {self.path} cannot be written: {error.strerror}; "
+                f"the change was not made, the old file is intact"
             ) from error
 
     @staticmethod
     def _write_whole(path: str, data: bytes) -> None:
-        descriptor = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()

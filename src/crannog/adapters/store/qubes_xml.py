@@ -6,6 +6,7 @@ does not know is refused with its line, never rewritten without it.
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import TypeVar
 
 from lxml import etree
@@ -48,9 +49,7 @@ def _write_properties(parent: etree._Element, holder: Holder) -> None:
     properties = etree.SubElement(parent, "properties")
     for name, declared in holder.declared().items():
         if name in holder.values:
-            etree.SubElement(properties, "property", name=name).text = declared.kind.format(
-                holder.values[name]
-            )
+            etree.SubElement(properties, "property", name=name).text = declared.kind.format(holder.values[name])
 
 
 def _write_vm(parent: etree._Element, vm: QubeBase) -> None:
@@ -80,7 +79,7 @@ def from_bytes(data: bytes, kernels: set[str]) -> Registry:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
         raise StorageError(f"line {error.lineno or 0}: {error.msg}") from error
-    if root.getroottree().docinfo.doctype or root.tag != "qubes" or root.get("version") != FORMAT_VERSION:
+    if b"<!DOCTYPE" in data or root.tag != "qubes" or root.get("version") != FORMAT_VERSION:
         raise StorageError(f"line {root.sourceline}: not a <qubes version='{FORMAT_VERSION}'> document")
     return _read_registry(root, kernels)
 
@@ -92,7 +91,7 @@ def _read_registry(root: etree._Element, kernels: set[str]) -> Registry:
         index = int(element.get("id", "").removeprefix("label-") or 0)
         registry.labels[element.text or ""] = Label(index, element.text or "", element.get("color", ""))
     domains = list(root.iterfind("domains/domain"))
-    vms = [_at(element, lambda e=element: _read_vm(registry, e)) for element in domains]
+    vms = [_at(element, partial(_read_vm, registry, element)) for element in domains]
     # References between VMs can point forward, so they are read when all VMs exist.
     for vm, element in zip(vms, domains, strict=True):
         _read_properties(registry, vm, element, wants_references=True)
@@ -131,11 +130,9 @@ def _read_volume(element: etree._Element) -> Volume:
     return Volume(**values)  # type: ignore[arg-type]
 
 
-def _read_properties(
-    registry: Registry, holder: Holder, parent: etree._Element, *, wants_references: bool
-) -> None:
+def _read_properties(registry: Registry, holder: Holder, parent: etree._Element, *, wants_references: bool) -> None:
     for element in parent.iterfind("properties/property"):
-        declared = _at(element, lambda e=element: holder.find_property(e.get("name", "")))
+        declared = _at(element, partial(holder.find_property, element.get("name", "")))
         if (declared.kind is VM) is wants_references:
             text = element.text or ""
-            holder.values[declared.name] = _at(element, lambda d=declared, t=text: d.kind.parse(t, registry))
+            holder.values[declared.name] = _at(element, partial(declared.kind.parse, text, registry))

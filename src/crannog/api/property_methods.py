@@ -1,0 +1,86 @@
+"""Methods about properties, of VMs and global (Admin API, section 6)."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from crannog.api.table import Call, Destination, Presence, method
+from crannog.core.properties import Holder, Property
+
+PropertyHandler = Callable[[Call, Holder], Awaitable[str | None]]
+
+
+async def _on_vm(handler: PropertyHandler, call: Call) -> str | None:
+    return await handler(call, call.vm)
+
+
+async def _on_registry(handler: PropertyHandler, call: Call) -> str | None:
+    return await handler(call, call.backend.registry)
+
+
+def _property_method(
+    name: str, argument: Presence, payload: Presence = Presence.NONE, *, is_writing: bool = False
+) -> Callable[[PropertyHandler], PropertyHandler]:
+    """Declare the decorated coroutine twice: for the properties of a VM and for the global ones."""
+
+    def register(handler: PropertyHandler) -> PropertyHandler:
+        declare = partial(method, argument=argument, payload=payload, is_writing=is_writing)
+        declare(f"admin.vm.property.{name}", Destination.ANY)(partial(_on_vm, handler))
+        declare(f"admin.property.{name}", Destination.ADMIN)(partial(_on_registry, handler))
+        return handler
+
+    return register
+
+
+def _describe(call: Call, holder: Holder, declared: Property) -> str:
+    value = declared.kind.format(call.backend.value(holder, declared.name))
+    return f"default={holder.is_default(declared.name)} type={declared.kind.name} {value}"
+
+
+@_property_method("List", Presence.NONE)
+async def list_properties(call: Call, holder: Holder) -> str:
+    """Return the names, a line each."""
+    del call
+    return "".join(f"{name}\n" for name in sorted(holder.declared()))
+
+
+@_property_method("Get", Presence.REQUIRED)
+async def get_property(call: Call, holder: Holder) -> str:
+    """Return `default=... type=... VALUE`."""
+    return _describe(call, holder, holder.find_property(call.argument))
+
+
+@_property_method("GetAll", Presence.NONE)
+async def get_all_properties(call: Call, holder: Holder) -> str:
+    """Return `NAME default=... type=... VALUE` lines, with backslash and newline escaped."""
+    lines = []
+    for name, declared in sorted(holder.declared().items()):
+        value = _describe(call, holder, declared).replace("\\", "\\\\").replace("\n", "\\n")
+        lines.append(f"{name} {value}\n")
+    return "".join(lines)
+
+
+@_property_method("GetDefault", Presence.REQUIRED)
+async def get_default(call: Call, holder: Holder) -> str:
+    """Return `type=... VALUE` of the default, or nothing when there is none."""
+    declared = holder.find_property(call.argument)
+    if declared.default is None:
+        return ""
+    return f"type={declared.kind.name} {declared.kind.format(holder.default(declared.name))}"
+
+
+@_property_method("Help", Presence.REQUIRED)
+async def get_help(call: Call, holder: Holder) -> str:
+    """Return what the property means."""
+    return holder.find_property(call.argument).help
+
+
+@_property_method("Set", Presence.REQUIRED, Presence.OPTIONAL, is_writing=True)
+async def set_property(call: Call, holder: Holder) -> None:
+    """Give the property the value that the payload means."""
+    await call.backend.set_property(holder, call.argument, call.text())
+
+
+@_property_method("Reset", Presence.REQUIRED, is_writing=True)
+async def reset_property(call: Call, holder: Holder) -> None:
+    """Give the property its default again."""
+    await call.backend.reset_property(holder, call.argument)
