@@ -60,9 +60,8 @@ def test_the_agent_waits_for_an_absent_host_without_spinning(
     monkeypatch.setattr("crannog.guest.agent.time.sleep", pauses.append)
     agent.desync()
     old_nonce = agent.nonce
-    agent.out.clear()
     os.close(port.host_fd)
-    agent.serve_port()
+    agent.read_port()
     assert pauses == [agent_module.AWAY_POLL] * 3
     assert agent.nonce != old_nonce
     assert agent.out.startswith(frames.PADDING)

@@ -148,7 +148,7 @@ def test_a_call_without_an_agent_ends_with_a_sentence() -> None:
         client.advance(client.deadline - local.AGENT_WAIT)
         assert client.deadline is not None
         client.advance(client.deadline)
-        client.serve(select.POLLOUT)
+        client.flush()
         told = ours.recv(65536)
     assert b"'vm1' has no agent that answers (waited 10 s)" in told
     assert told.endswith(frames.encode_message(frames.DATA_EXIT_CODE, frames.NUMBER.pack(125)))

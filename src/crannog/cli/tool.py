@@ -1,11 +1,18 @@
 """What all tools share: running one, and how it ends."""
 
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Callable
 
-from crannog.cli.options import Command, Values
 from crannog.errors import CrannogError
+
+# Importing typing and collections.abc would cost each tool 8 ms; type checkers take this name for true.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crannog.cli.options import Command, Values
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141

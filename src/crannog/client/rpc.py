@@ -37,7 +37,9 @@ def run_command(path: str, user: str, command: str, stdin_fd: int, stdout_fd: in
     """
     command_line = os.fsencode(f"{user}:{command}")
     if len(command_line) > COMMAND_MAX:
-        raise RpcError(f"the command is {len(command_line)} bytes long; at most {COMMAND_MAX} can be passed on")
+        raise RpcError(
+            f"the command is {len(command_line)} bytes long; at most {COMMAND_MAX} can be passed on"
+        )
     connection = _Connection(path, HANDSHAKE_TIMEOUT)
     try:
         connection.send(EXEC_CMDLINE, bytes(8) + command_line + b"\0")
@@ -169,7 +171,8 @@ class _Call:
     def _wait(self) -> list[tuple[int, int]]:
         poll = select.poll()
         events = (0 if self._output else select.POLLIN) | (select.POLLOUT if self._input else 0)
-        poll.register(self._connection.socket, events)
+        if events:  # else a connection that has ended would end every wait at once
+            poll.register(self._connection.socket, events)
         if not self._input and not self._has_stdin_ended:
             poll.register(self._stdin_fd, select.POLLIN)
         if self._output:

@@ -298,10 +298,11 @@ def run_child(user: pwd.struct_passwd, command: bytes, stdio: tuple[int, int, in
 
 def find_default_user() -> str:
     """Return the user that commands run as when the host names none."""
-    try:
+    with contextlib.suppress(KeyError):
         return pwd.getpwnam("user").pw_name
-    except KeyError:
+    with contextlib.suppress(KeyError):
         return pwd.getpwuid(os.geteuid()).pw_name
+    return "root"
 
 
 def find_user(untrusted_name: bytes) -> pwd.struct_passwd:
@@ -397,8 +398,9 @@ class Agent:
             elif fd in pipes:
                 self.serve_pipe(*pipes[fd], fd)
             elif fd == self.port.fd:
-                self.serve_port()
+                self.read_port()
         self._look_at_clock()
+        self.write_port()
 
     def _pipes(self) -> dict[int, tuple[Command, int]]:
         """Return the pipes that may move bytes now. The others must stay out: poll reports their hang-ups."""
@@ -429,18 +431,20 @@ class Agent:
         if not self.is_synced and not self.out and now >= self.asked_at + ASK_AGAIN:
             self.ask_sync()
 
-    def serve_port(self) -> None:
-        """Read and write what the port takes now."""
+    def write_port(self) -> None:
+        """Write what the port takes now."""
         try:
-            if self.out:
+            if self.out and self.port.fd >= 0:
                 with memoryview(self.out) as view, view[:BODY_MAX] as part:
                     count = os.write(self.port.fd, part)
                 del self.out[:count]
         except BlockingIOError:
-            pass
+            return
         except OSError as error:
             self.lose_port(str(error))
-            return
+
+    def read_port(self) -> None:
+        """Act on what the host has sent, or on its absence."""
         try:
             data = os.read(self.port.fd, BODY_MAX)
         except BlockingIOError:
@@ -515,7 +519,8 @@ class Agent:
         if kind == EXEC_CMDLINE:
             self.start(stream, body)
         elif kind == POWEROFF:
-            power_off()
+            with contextlib.suppress(OSError):  # no more processes: the host will pull the plug
+                power_off()
         elif command is None:
             return
         elif kind == DATA_STDIN:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 from crannog.errors import StorageError
 
@@ -69,30 +70,40 @@ def run_tool(
     """
     command = [find_tool(arguments[0]), *arguments[1:]]
     lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})},
-    )
-    try:
-        if process.stdin is not None and stdin is not None:
-            process.stdin.write(stdin)
-            process.stdin.close()
-        assert process.stdout is not None  # noqa: S101 (it was asked for above)
-        for raw in process.stdout:
-            line = raw.decode(errors="replace").strip()
-            if line:
+        # A group of its own: a failing mmdebstrap hangs up on its whole process group.
+        process_group=0,
+    ) as process:
+        try:
+            _feed(process.stdin, stdin)
+            for line in _read_lines(process.stdout):
                 lines.append(line)
                 on_line(line)
-        status = process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
     if status != 0:
         raise StorageError(f"{purpose} failed: {_explain(arguments[0], lines, status)}")
+
+
+def _feed(pipe: IO[bytes] | None, content: bytes | None) -> None:
+    if pipe is not None:
+        # A program that ends without reading says why in its own words.
+        with contextlib.suppress(BrokenPipeError), pipe:
+            pipe.write(content or b"")
+
+
+def _read_lines(pipe: IO[bytes] | None) -> Iterator[str]:
+    for raw in pipe or ():
+        line = raw.decode(errors="replace").strip()
+        if line:
+            yield line
 
 
 def _explain(tool: str, lines: Sequence[str], status: int) -> str:

@@ -47,10 +47,8 @@ class LocalClient:
         return (select.POLLIN if wants_input else 0) | (select.POLLOUT if self._out else 0)
 
     def serve(self, events: int) -> None:
-        """Move bytes as poll reported `events`."""
+        """Read, or note the end of the connection, as poll reported `events`."""
         try:
-            if events & select.POLLOUT:
-                self._flush()
             if events & select.POLLIN:
                 self._read()
             elif events & (select.POLLHUP | select.POLLERR):
@@ -60,12 +58,24 @@ class LocalClient:
         except (OSError, ProtocolError):
             self.close()
 
+    def flush(self) -> None:
+        """Send what the client takes now."""
+        try:
+            if self._out and not self.is_closed:
+                self._send()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+
     def close(self) -> None:
         """Close the connection; a command that runs for it is ended."""
         if not self.is_closed:
             self.is_closed = True
             self.connection.close()
             self._channel.close_call(self._stream)
+            self._stream = 0
+            self.deadline = None
 
     def advance(self, now: float) -> None:
         """Do what has become possible: start a waiting call, give up on it, pass on input."""
@@ -87,7 +97,7 @@ class LocalClient:
     def _is_call(self) -> bool:
         return self._command_line is not None
 
-    def _flush(self) -> None:
+    def _send(self) -> None:
         with memoryview(self._out) as view, view[: 4 * READ_SIZE] as part:
             count = self.connection.send(part)
         del self._out[:count]

@@ -106,24 +106,26 @@ class VmProcess:
             pass
         self.channel.fail_calls(f"the VM '{self.channel.vm}' has ended")
         for client in self._clients.values():
-            client.serve(select.POLLOUT)
+            client.flush()
             client.close()
 
     def _turn(self) -> bool:
-        """Wait once and serve what is ready; return whether the channel is still open."""
+        """Send what can be sent, wait once, read what is there; return whether the channel is still open."""
         now = time.monotonic()
-        for client in list(self._clients.values()):
+        for client in self._clients.values():
             client.advance(now)
+            client.flush()
+        self._clients = {fd: client for fd, client in self._clients.items() if not client.is_closed}
+        if not self._send_to_guest():
+            return False
         ready = dict(self._poll(now))
-        guest_events = ready.pop(self._guest.fileno(), 0)
+        guest_events = ready.pop(self._guest.fileno(), 0) & ~select.POLLOUT
         is_accepting = ready.pop(self._listener.fileno(), 0)
         for fd, events in ready.items():
             self._clients[fd].serve(events)
-        is_open = self._serve_guest(guest_events)
-        self._clients = {fd: client for fd, client in self._clients.items() if not client.is_closed}
         if is_accepting:
             self._accept()
-        return is_open
+        return not guest_events or self._read_guest()
 
     def _poll(self, now: float) -> list[tuple[int, int]]:
         """Wait for the sockets, and for the first deadline of a call that waits for the agent."""
@@ -137,21 +139,29 @@ class VmProcess:
         deadlines = [client.deadline for client in self._clients.values() if client.deadline is not None]
         return poll.poll(max(0.0, min(deadlines) - now) * 1000 + 1 if deadlines else None)
 
-    def _serve_guest(self, events: int) -> bool:
+    def _send_to_guest(self) -> bool:
+        """Send what the channel takes now; return whether it is still open."""
         try:
-            if events & select.POLLOUT:
+            if self.channel.out:
                 with memoryview(self.channel.out) as view, view[:READ_SIZE] as part:
                     count = self._guest.send(part)
                 del self.channel.out[:count]
-            if events & ~select.POLLOUT:
-                untrusted_data = self._guest.recv(READ_SIZE)
-                self.channel.receive(untrusted_data)
-                return bool(untrusted_data)
         except BlockingIOError:
-            pass
+            return True
         except OSError:
             return False
         return True
+
+    def _read_guest(self) -> bool:
+        """Read what the guest has sent; return whether the channel is still open."""
+        try:
+            untrusted_data = self._guest.recv(READ_SIZE)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self.channel.receive(untrusted_data)
+        return bool(untrusted_data)
 
     def _accept(self) -> None:
         try:

@@ -48,6 +48,7 @@ class LibvirtHypervisor:
         self._logs: dict[str, tuple[str, ...]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._connection: libvirt.virConnect | None = None
+        self._subscription = 0
         self._host: tuple[str, AccelChoice] | None = None
         self._host_lock = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
@@ -82,8 +83,9 @@ class LibvirtHypervisor:
                 loop.call_soon_threadsafe(self._tell, uuid, state)
 
         try:
-            self._connection = libvirt.open(uri)
-            driver.subscribe(self._connection, tell)
+            connection = driver.connect(uri)
+            self._subscription = driver.subscribe(connection, tell)
+            self._connection = connection
         except libvirt.libvirtError as error:
             raise failures.open_failure(uri, error, self._root.owner()) from error
 
@@ -107,7 +109,7 @@ class LibvirtHypervisor:
         orphans.release()
         connection, self._connection = self._connection, None
         if connection:
-            await self._run(connection.close)
+            await self._run(driver.unsubscribe, connection, self._subscription)
         if self._pool:
             self._pool.shutdown(wait=False)
             self._pool = None

@@ -5,6 +5,7 @@ then never wait for the daemon's work, libvirt's threads never wait for Python's
 have several asyncio loops one after the other.
 """
 
+import atexit
 import os
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ _LOG_ERRORS = "4"
 
 _loop_lock = threading.Lock()
 _loop_threads: list[threading.Thread] = []
+_connections: "dict[str, libvirt.virConnect]" = {}
 
 
 def _ignore_error(_context: object, _error: object) -> None:
@@ -94,8 +96,27 @@ def to_state(number: int) -> DomainState:
     return _STATES.get(number, DomainState.RUNNING)
 
 
-def subscribe(connection: "libvirt.virConnect", tell: Callable[[str, DomainState], None]) -> None:
-    """Have `tell` called, in libvirt's thread, with the UUID and new state at each change of a domain."""
+def connect(uri: str) -> "libvirt.virConnect":
+    """Return this process's connection to `uri`, made at the first call and kept. Raises libvirtError.
+
+    The in-process driver stays loaded for the life of a process, and registers itself anew at each open until libvirt
+    has no room for it: so nothing is gained by closing, and much is lost by opening again.
+    """
+    import libvirt
+
+    with _loop_lock:
+        if uri not in _connections:
+            _connections[uri] = libvirt.open(uri)
+            # Dropped while the binding is still there to close it; domains go on running.
+            atexit.register(_connections.pop, uri, None)
+        return _connections[uri]
+
+
+def subscribe(connection: "libvirt.virConnect", tell: Callable[[str, DomainState], None]) -> int:
+    """Have `tell` called, in libvirt's thread, with the UUID and new state at each change of a domain.
+
+    Returns what `unsubscribe` wants.
+    """
     import libvirt
 
     def take(_connection: object, domain: "libvirt.virDomain", event: int, _detail: int, _opaque: object) -> None:
@@ -103,4 +124,9 @@ def subscribe(connection: "libvirt.virConnect", tell: Callable[[str, DomainState
         if state:
             tell(domain.UUIDString(), state)
 
-    connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, take, None)
+    return int(connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, take, None))
+
+
+def unsubscribe(connection: "libvirt.virConnect", subscription: int) -> None:
+    """Have nobody called any more for `subscription`."""
+    connection.domainEventDeregisterAny(subscription)

@@ -1,0 +1,263 @@
+"""The Hypervisor port on real QEMU, with guests of 512 bytes.
+
+A process can open one folder of the in-process driver in its life, so all tests of this module share one home.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+
+from crannog.adapters.libvirt.accel import choose_accel, find_emulator, runs_guest
+from crannog.adapters.libvirt.connection import LibvirtHypervisor
+from crannog.config import Paths, Settings
+from crannog.errors import HypervisorError
+from crannog.ports.hypervisor import Boot, Channel, Disk, DomainSpec, DomainState, Hypervisor
+
+pytestmark = pytest.mark.vm
+
+HALT = b"\xfb\xf4\xeb\xfd"  # sti; hlt; jmp to hlt
+POWER_OFF = b"\xba\x04\x06\xb8\x00\x20\xef"  # mov dx, 0x604; mov ax, SLP_EN; out dx, ax (ACPI PM1a_CNT of q35)
+
+
+def say(text: bytes) -> bytes:
+    # mov dx, COM1; then for each byte: mov al, byte; out dx, al
+    return b"\xba\xf8\x03" + b"".join(b"\xb0" + bytes((byte,)) + b"\xee" for byte in text)
+
+
+def make_disk(path: Path, code: bytes) -> Disk:
+    path.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    return Disk(str(path), "vda", format="raw")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    folder = tmp_path_factory.mktemp("h")
+    return Paths(str(folder), str(folder / "cache"))
+
+
+def make_settings(accel: str = "tcg") -> Settings:
+    settings = Settings()
+    settings.accel = accel
+    return settings
+
+
+@pytest_asyncio.fixture
+async def hypervisor(paths: Paths) -> AsyncIterator[Hypervisor]:
+    adapter: Hypervisor = LibvirtHypervisor(paths, make_settings())
+    await adapter.open()
+    try:
+        yield adapter
+        for domain in await adapter.domains():
+            await adapter.destroy(domain.uuid)
+    finally:
+        await adapter.close()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> DomainSpec:
+    return DomainSpec(
+        uuid=str(uuid4()),
+        name="work",
+        virt_mode="hvm",
+        memory=32,
+        vcpus=1,
+        boot=Boot.DISK,
+        disks=(make_disk(tmp_path / "disk.raw", say(b"island\n") + HALT),),
+        channels=(Channel("org.crannog.agent.0", str(tmp_path / "agent.sock")),),
+        console_log=str(tmp_path / "log/console.log"),
+    )
+
+
+async def wait_for(path: str, text: str) -> None:
+    for _ in range(500):
+        if text in Path(path).read_text(errors="replace"):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{path} does not say {text}")
+
+
+def emulators(uuid: str) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if uuid.encode() in process.read_bytes().split(b"\0"):
+                found.append(process.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+async def test_a_domain_lives_and_ends(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    told: list[tuple[str, DomainState]] = []
+    hypervisor.listen(lambda uuid, state: told.append((uuid, state)))
+    made = await hypervisor.create_paused(spec)
+    assert (made.uuid, made.name, made.state) == (spec.uuid, "work", DomainState.PAUSED)
+    assert await hypervisor.domains() == [made]
+    assert Path(spec.console_log).read_text() == ""
+    await hypervisor.resume(spec.uuid)
+    await wait_for(spec.console_log, "island")
+    assert await hypervisor.domains() == [replace(made, state=DomainState.RUNNING)]
+    usage = await hypervisor.usage(spec.uuid)
+    assert usage
+    assert usage.memory_max == 32 << 10
+    assert usage.cpu_time > 0
+    await hypervisor.destroy(spec.uuid)
+    assert await hypervisor.domains() == []
+    assert emulators(spec.uuid) == []
+    await asyncio.sleep(0.05)
+    states = [state for uuid, state in told if uuid == spec.uuid]
+    assert states[:2] == [DomainState.PAUSED, DomainState.RUNNING]
+    assert states[-1] is DomainState.ABSENT
+
+
+async def test_ending_a_domain_is_quick(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    await hypervisor.create_paused(spec)
+    await hypervisor.resume(spec.uuid)
+    before = time.monotonic()
+    await hypervisor.destroy(spec.uuid)
+    # libvirt looks each 0.2 s whether QEMU is gone: at most three looks.
+    assert time.monotonic() - before < 0.7
+
+
+async def test_a_guest_that_powers_off_is_absent(hypervisor: Hypervisor, spec: DomainSpec, tmp_path: Path) -> None:
+    ended = asyncio.Event()
+    hypervisor.listen(lambda _uuid, state: ended.set() if state is DomainState.ABSENT else None)
+    off = replace(spec, disks=(make_disk(tmp_path / "off.raw", POWER_OFF + HALT),))
+    await hypervisor.create_paused(off)
+    await hypervisor.resume(spec.uuid)
+    await asyncio.wait_for(ended.wait(), 5)
+    assert await hypervisor.domains() == []
+    assert await hypervisor.usage(spec.uuid) is None
+
+
+async def test_an_absent_domain_is_tolerated_where_the_port_says_so(hypervisor: Hypervisor) -> None:
+    uuid = str(uuid4())
+    await hypervisor.destroy(uuid)
+    await hypervisor.press_power_button(uuid)
+    assert await hypervisor.usage(uuid) is None
+    with pytest.raises(HypervisorError, match="start the VM again"):
+        await hypervisor.resume(uuid)
+    with pytest.raises(HypervisorError, match="has no screen"):
+        await hypervisor.screenshot(uuid)
+
+
+async def test_reading_while_a_domain_vanishes(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    await hypervisor.create_paused(spec)
+    ending = asyncio.create_task(hypervisor.destroy(spec.uuid))
+    reads = 0
+    while not ending.done():
+        await asyncio.gather(hypervisor.domains(), hypervisor.usage(spec.uuid))
+        reads += 1
+    await ending
+    assert reads > 0
+    assert await hypervisor.domains() == []
+
+
+async def test_channels_can_be_connected_before_the_guest_runs(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    await hypervisor.create_paused(spec)
+    _, writer = await asyncio.open_unix_connection(spec.channels[0].path)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_the_screen_is_photographed_and_served(hypervisor: Hypervisor, spec: DomainSpec, tmp_path: Path) -> None:
+    socket = str(tmp_path / "display.sock")
+    await hypervisor.create_paused(replace(spec, has_display=True, display_socket=socket))
+    await hypervisor.resume(spec.uuid)
+    await hypervisor.press_power_button(spec.uuid)
+    picture = await hypervisor.screenshot(spec.uuid)
+    assert picture.startswith((b"P6", b"\x89PNG"))
+    reader, writer = await asyncio.open_unix_connection(socket)
+    assert await reader.readexactly(4) == b"RFB "
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_domain_without_a_screen_says_so(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    await hypervisor.create_paused(spec)
+    with pytest.raises(HypervisorError, match=f"the screenshot of {spec.uuid} failed"):
+        await hypervisor.screenshot(spec.uuid)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"memory": 1 << 30}, "work could not be started: .*give the VM less"),
+        ({"boot": Boot.KERNEL, "kernel": "/no/kernel"}, "could not open kernel file '/no/kernel'"),
+        ({"disks": (Disk("/no/disk", "vda"),)}, "storage file '/no/disk'.*restore the missing file"),
+        ({"disks": (Disk("/etc/passwd", "vda"),)}, "not in qcow2 format.*QEMU's log: .*/log/qemu/work.log"),
+    ],
+)
+async def test_a_start_that_fails_leaves_nothing(
+    hypervisor: Hypervisor, paths: Paths, spec: DomainSpec, change: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(HypervisorError, match=sentence):
+        await hypervisor.create_paused(replace(spec, **change))  # type: ignore[arg-type]
+    assert await hypervisor.domains() == []
+    assert emulators(spec.uuid) == []
+    assert not os.path.exists(spec.channels[0].path)
+    assert not os.path.exists(f"{paths.home}/vmm/run/qemu/work.pid")
+
+
+async def test_a_start_that_nobody_waits_for_leaves_nothing(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(hypervisor.create_paused(spec), 0.01)
+    assert await hypervisor.domains() == []
+    assert emulators(spec.uuid) == []
+
+
+async def test_a_name_is_taken_once(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    await hypervisor.create_paused(spec)
+    with pytest.raises(HypervisorError, match="end the domain of that name first"):
+        await hypervisor.create_paused(replace(spec, uuid=str(uuid4())))
+    assert [domain.uuid for domain in await hypervisor.domains()] == [spec.uuid]
+
+
+async def test_what_the_host_can_run(hypervisor: Hypervisor, paths: Paths) -> None:
+    found = await hypervisor.capabilities()
+    assert (found.accel, found.has_hvm, found.emulator) == ("tcg", True, find_emulator(""))
+    assert list(Path(paths.cache, "libvirt/capabilities").glob("*.xml"))
+
+
+async def test_a_host_without_the_emulator_says_so(paths: Paths, spec: DomainSpec) -> None:
+    settings = make_settings()
+    settings.emulator = "/no/qemu"
+    adapter = LibvirtHypervisor(paths, settings)
+    await adapter.open()
+    try:
+        with pytest.raises(HypervisorError, match="the emulator /no/qemu"):
+            await adapter.create_paused(spec)
+    finally:
+        await adapter.close()
+
+
+async def test_a_closed_connection_says_so(paths: Paths) -> None:
+    with pytest.raises(HypervisorError, match="closed: open it first"):
+        await LibvirtHypervisor(paths, make_settings()).domains()
+
+
+async def test_the_environment_is_as_before(hypervisor: Hypervisor) -> None:
+    assert await hypervisor.domains() == []
+    assert not [name for name in os.environ if name.startswith("LIBVIRT_")]
+
+
+async def test_the_trial_guest_runs_when_emulated() -> None:
+    assert await runs_guest(find_emulator(""), "tcg") == ""
+
+
+async def test_kvm_is_tried_once_and_within_bounds(tmp_path: Path) -> None:
+    before = time.monotonic()
+    first = await choose_accel("auto", find_emulator(""), str(tmp_path))
+    tried = time.monotonic()
+    second = await choose_accel("auto", find_emulator(""), str(tmp_path))
+    assert tried - before < 4.5
+    assert time.monotonic() - tried < 0.2
+    assert first == second
+    assert first.accel == ("kvm" if "trial guest ran" in first.reason else "tcg")
