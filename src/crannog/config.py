@@ -97,7 +97,7 @@ class Settings:
                 values = tomllib.load(file)
         except FileNotFoundError:
             values = {}
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise StorageError(f"the settings file {path} cannot be read: {error}") from error
         override = os.environ.get("CRANNOG_ACCEL")
         if override:

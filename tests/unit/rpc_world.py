@@ -19,8 +19,9 @@ import os, select, socket, sys
 
 def listen(path):
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(path + "~")
     listener.listen(4)
+    os.rename(path + "~", path)   # so that what exists takes connections
     return listener
 
 def serve(listeners):

@@ -84,9 +84,7 @@ def test_a_hunting_agent_holds_no_rubbish() -> None:
     assert len(parser.buffer) < 100
 
 
-def test_a_bad_frame_starts_a_new_synchronisation_and_ends_the_commands(
-    agent: Agent, port: StandInPort
-) -> None:
+def test_a_bad_frame_starts_a_new_synchronisation_and_ends_the_commands(agent: Agent, port: StandInPort) -> None:
     agent.desync()
     nonce = agent.nonce
     agent.receive(frames.encode_marker(frames.Marker(b"S", nonce, b"host-one")))

@@ -17,9 +17,7 @@ GOOD = {
 
 
 def test_an_announcement_becomes_a_typed_value() -> None:
-    assert parse_announcement(GOOD) == Announcement(
-        "4.2.1", "Linux", qrexec=True, gui=False, default_user="user"
-    )
+    assert parse_announcement(GOOD) == Announcement("4.2.1", "Linux", qrexec=True, gui=False, default_user="user")
 
 
 def test_unknown_keys_are_ignored_and_the_default_user_may_be_absent() -> None:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rpc_world import World, is_alive, memory_of, wait_until
 
 from crannog.client.rpc import read_status, run_command
 from crannog.errors import RpcError
 from crannog.rpc import frames
+from tests.unit.rpc_world import World, is_alive, memory_of, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

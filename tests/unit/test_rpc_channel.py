@@ -119,9 +119,7 @@ def test_a_call_gets_its_own_frames_and_late_ones_are_ignored() -> None:
     synced(channel)
     one, two = RecordedCall(), RecordedCall()
     first, second = channel.open_call(one, b"user:a"), channel.open_call(two, b"user:b")
-    channel.receive(
-        encode_frame(first, frames.DATA_STDOUT, b"1") + encode_frame(second, frames.DATA_STDERR, b"2")
-    )
+    channel.receive(encode_frame(first, frames.DATA_STDOUT, b"1") + encode_frame(second, frames.DATA_STDERR, b"2"))
     channel.receive(encode_frame(first, frames.DATA_EXIT_CODE, frames.NUMBER.pack(3)))
     channel.receive(encode_frame(first, frames.DATA_STDOUT, b"late"))
     assert one.told == [("data", (frames.DATA_STDOUT, b"1")), ("end", 3)]

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rpc_world import World, is_alive, memory_of, wait_until
-from test_rpc_channel import synced
 
 from crannog.client.rpc import read_status
 from crannog.core.announcement import AgentState
@@ -21,6 +19,8 @@ from crannog.rpc import frames, local
 from crannog.rpc.channel import GuestChannel
 from crannog.rpc.link import RpcLink
 from crannog.rpc.local import LocalClient
+from tests.unit.rpc_world import World, is_alive, memory_of, wait_until
+from tests.unit.test_rpc_channel import synced
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -58,9 +58,9 @@ def encode_ok(data: bytes) -> bytes:
 def encode_error(error: CrannogError) -> bytes:
     """Return the response of a call that failed.
 
-    `%` is doubled because clients format the message with `%`. The first field carries the error's own name, so that
-    our tools end with its exact exit code; clients that do not know it ignore it.
+    `%` is doubled because clients format the message with `%`. In the traceback's place, which clients only print when
+    debugging, stands the error's own name, so that our tools end with its exact exit code.
     """
     message = str(error).replace("%", "%%").replace("\0", "")
-    fields = (error.wire_name, "", message, type(error).__name__)
+    fields = (error.wire_name, type(error).__name__, message)
     return b"2\0" + b"".join(field.encode("utf-8", "replace") + b"\0" for field in fields)

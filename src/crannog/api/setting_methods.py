@@ -1,9 +1,12 @@
 """Methods about features, tags, volumes, pools and the host (Admin API, section 6)."""
 
+import re
+
 from crannog.api.table import Call, Destination, Presence, method
 from crannog.errors import DeniedError, FeatureNotFoundError, ProtocolError
 
 VM, ADMIN, ANY = Destination.VM, Destination.ADMIN, Destination.ANY
+_FEATURE = re.compile(r"[A-Za-z0-9_.-]+")
 NEEDED, OPTIONAL = Presence.REQUIRED, Presence.OPTIONAL
 
 
@@ -34,6 +37,8 @@ async def check_feature(call: Call) -> str:
 @method("admin.vm.feature.Set", ANY, argument=NEEDED, payload=OPTIONAL, is_writing=True)
 async def set_feature(call: Call) -> None:
     """Set a feature to printable ASCII."""
+    if not _FEATURE.fullmatch(call.argument):
+        raise ProtocolError("the name of a feature holds letters, digits and . _ - only")
     value = call.text()
     if value and not value.isprintable():
         raise ProtocolError("the value of a feature must be printable ASCII")
@@ -78,20 +83,13 @@ def _check_volume(call: Call) -> None:
 async def import_file(call: Call) -> None:
     """Make the raw image at the absolute path in the payload the content of a halted VM's volume."""
     _check_volume(call)
-    await call.backend.import_volume(call.local_vm, call.argument, _path(call))
+    await call.backend.import_volume(call.local_vm, call.argument, call.path())
 
 
 @method("crannog.kernel.Import", ADMIN, argument=NEEDED, payload=NEEDED, is_writing=True)
 async def import_kernel(call: Call) -> None:
     """Add the kernel in the folder whose absolute path is in the payload to pool linux-kernel."""
-    await call.backend.import_kernel(call.argument, _path(call))
-
-
-def _path(call: Call) -> str:
-    path = call.payload.decode("utf-8", "surrogateescape")
-    if not path.startswith("/") or "\0" in path:
-        raise ProtocolError("the payload is not an absolute path")
-    return path
+    await call.backend.import_kernel(call.argument, call.path())
 
 
 @method("crannog.Diagnose", ADMIN)

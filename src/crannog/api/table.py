@@ -53,6 +53,13 @@ class Call:
         except UnicodeDecodeError:
             raise ProtocolError("the payload is not ASCII") from None
 
+    def path(self) -> str:
+        """Return the payload as an absolute path; raises ProtocolError when it is none."""
+        path = self.payload.decode("utf-8", "surrogateescape")
+        if not path.startswith("/") or "\0" in path:
+            raise ProtocolError("the payload is not an absolute path")
+        return path
+
 
 Handler = Callable[[Call], Awaitable[bytes | str | None]]
 

@@ -112,7 +112,7 @@ async def start_with_options(call: Call) -> str:
     if not words <= {"wait", "nowait", "dry-run"} or {"wait", "nowait"} <= words:
         raise ProtocolError("the argument of crannog.vm.Start is malformed")
     wait = True if "wait" in words else False if "nowait" in words else None
-    request = StartRequest(wait=wait, cdrom=call.payload.decode("utf-8", "surrogateescape"))
+    request = StartRequest(wait=wait, cdrom=call.path() if call.payload else "")
     if "dry-run" in words:
         return "".join(step.describe() + "\n" for step in await call.backend.plan(call.local_vm, request))
     stages = await call.backend.start(call.local_vm, request)

@@ -33,6 +33,10 @@ def run(command: Command, action: Callable[[Values], int | None], arguments: lis
         # Python would complain once more when it flushes at exit; the reader is gone, so nobody misses anything.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        complain(command.program, f"the output cannot be written: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CrannogError.exit_code
     return code
 
 

@@ -8,7 +8,7 @@ import _socket
 import errno
 
 from crannog.config import SUN_PATH_MAX, Paths
-from crannog.errors import CrannogError, DaemonError, from_wire
+from crannog.errors import CrannogError, DaemonError, VMNotFoundError, from_wire
 
 _CHUNK = 262144
 
@@ -25,6 +25,8 @@ class Client:
 
         Raises the error that the daemon names, or DaemonError when there is no answer.
         """
+        if not (destination.isascii() and destination.isprintable() and destination) or " " in destination:
+            raise VMNotFoundError(f"there is no VM '{destination}'; qvm-ls lists the VMs that there are")
         header = f"{method}+{argument} dom0 name {destination}".encode("utf-8", "surrogateescape")
         connection = self._connect()
         try:
@@ -50,10 +52,11 @@ class Client:
 
     @staticmethod
     def parse_error(reply: bytes) -> CrannogError:
-        """Return the error in a response of type 2; our daemon's first field is the error's own name."""
+        """Return the error in a response of type 2; in the traceback's place our daemon puts the error's own name."""
         parts = reply.decode("utf-8", "replace").split("\0")
-        kind, message, fields = parts[1], parts[3].replace("%%", "%"), parts[4:-1]
-        return from_wire(fields[0] if fields else kind, message)
+        if len(parts) < 5:
+            return DaemonError("crannogd broke off in the middle of an answer; try again")
+        return from_wire(parts[2] or parts[1], parts[3].replace("%%", "%"))
 
     def _connect(self) -> _socket.socket:
         connection = self._try_connect()

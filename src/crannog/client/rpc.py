@@ -9,7 +9,6 @@ import stat
 import struct
 from _socket import AF_UNIX, SOCK_STREAM
 from _socket import socket as Socket  # noqa: N812
-from typing import Any
 
 from crannog.errors import RpcError
 
@@ -37,9 +36,7 @@ def run_command(path: str, user: str, command: str, stdin_fd: int, stdout_fd: in
     """
     command_line = os.fsencode(f"{user}:{command}")
     if len(command_line) > COMMAND_MAX:
-        raise RpcError(
-            f"the command is {len(command_line)} bytes long; at most {COMMAND_MAX} can be passed on"
-        )
+        raise RpcError(f"the command is {len(command_line)} bytes long; at most {COMMAND_MAX} can be passed on")
     connection = _Connection(path, HANDSHAKE_TIMEOUT)
     try:
         connection.send(EXEC_CMDLINE, bytes(8) + command_line + b"\0")
@@ -50,7 +47,7 @@ def run_command(path: str, user: str, command: str, stdin_fd: int, stdout_fd: in
         connection.socket.close()
 
 
-def read_status(path: str, timeout: float) -> dict[str, Any]:
+def read_status(path: str, timeout: float) -> dict[str, object]:
     """Return what is known about the agent of the VM whose RPC process serves `path`.
 
     The keys are those of AgentStatus in crannog/core/announcement.py. Raises RpcError when there is no such
@@ -61,7 +58,7 @@ def read_status(path: str, timeout: float) -> dict[str, Any]:
     connection = _Connection(path, timeout)
     try:
         connection.send(STATUS_FOLLOW, b"")
-        status: dict[str, Any] = json.loads(connection.wait_for(STATUS_FOLLOW))
+        status: dict[str, object] = json.loads(connection.wait_for(STATUS_FOLLOW))
     finally:
         connection.socket.close()
     return status

@@ -48,9 +48,7 @@ def is_user_name(text: str) -> bool:
 
 def _check_text(name: str, untrusted_text: str) -> str:
     if not 0 < len(untrusted_text) <= TEXT_MAX:
-        raise ProtocolError(
-            f"the guest announced a {name} of {len(untrusted_text)} characters (1 to {TEXT_MAX})"
-        )
+        raise ProtocolError(f"the guest announced a {name} of {len(untrusted_text)} characters (1 to {TEXT_MAX})")
     if not (untrusted_text.isascii() and untrusted_text.isprintable()):
         raise ProtocolError(f"the guest announced a {name} that is not printable ASCII")
     return untrusted_text

@@ -105,6 +105,16 @@ class LabelKind(Kind):
         return value.name if isinstance(value, Label) else ""
 
 
+def check_range(low: int, high: int, unit: str) -> Callable[[Any, int], None]:
+    """Return a check that a number is from `low` to `high`."""
+
+    def check(_holder: object, value: int) -> None:
+        if not low <= value <= high:
+            raise ValueRefusedError(f"{value} is out of range: {low} to {high} {unit}")
+
+    return check
+
+
 STR, INT, BOOL, VM, LABEL = StrKind(), IntKind(), BoolKind(), VMKind(), LabelKind()
 
 
@@ -178,4 +188,6 @@ class Holder:
         declared = self.find_property(name)
         if declared.is_readonly or (declared.default is None and name in self.values):
             raise ValueRefusedError(f"property '{name}' of {self.title()} has no default to go back to")
+        if declared.check:
+            declared.check(self, self.default(name))
         self.values.pop(name, None)

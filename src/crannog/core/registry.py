@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from crannog.core.labels import BUILT_IN, Label
 from crannog.core.names import check_name
-from crannog.core.properties import INT, STR, VM, Holder, Property
+from crannog.core.properties import INT, STR, VM, Holder, Property, check_range
 from crannog.core.templates import may_use_template, template_refusal
 from crannog.core.vms import ADMIN_UUID, CLASSES, AdminVM, LocalVM, QubeBase
 from crannog.core.volumes import DEFAULT_PRIVATE_SIZE, DEFAULT_ROOT_SIZE, Volume
@@ -30,8 +30,14 @@ class Registry(Holder):
             default=lambda _r: "", check=lambda r, value: r.check_kernel(value),
         ),
         Property("default_kernelopts", STR, "Command line of kernels from the host.", default=lambda r: r.kernelopts),
-        Property("default_qrexec_timeout", INT, "Seconds to wait for an agent.", default=_seconds),
-        Property("default_shutdown_timeout", INT, "Seconds to wait for a clean shutdown.", default=_seconds),
+        Property(
+            "default_qrexec_timeout", INT, "Seconds to wait for an agent.",
+            default=_seconds, check=check_range(1, 86400, "seconds"),
+        ),
+        Property(
+            "default_shutdown_timeout", INT, "Seconds to wait for a clean shutdown.",
+            default=_seconds, check=check_range(1, 86400, "seconds"),
+        ),
     )  # fmt: skip
     _BY_NAME: ClassVar[dict[str, Property]] = {p.name: p for p in GLOBALS}
     kernelopts = "root=/dev/vda rw console=ttyS0 quiet"
@@ -145,13 +151,22 @@ class Registry(Holder):
         self._next_qid = max(self._next_qid, vm.qid + 1)
 
     def adopt(self, vm: QubeBase) -> None:
-        """Add a VM that was read from the store; raises ValueRefusedError when its name, UUID or qid is taken."""
+        """Add a VM that was read from the store.
+
+        Raises ValueRefusedError when its name cannot be one, or its name, UUID or qid is missing or taken.
+        """
+        missing = [name for name in ("name", "uuid", "qid") if name not in vm.values]
+        if missing:
+            raise ValueRefusedError(f"a VM has no {missing[0]}")
+        check_name(vm.name)
         if vm.name in self._by_name or vm.uuid in self._by_uuid or vm.qid in self._by_qid:
             raise ValueRefusedError(f"VM '{vm.name}' shares its name, UUID or qid with another VM")
         self._index(vm)
 
     def rename(self, vm: QubeBase, name: str) -> None:
         """Give a VM another name; raises what `Property.check` of the name raises."""
+        if vm.klass == "AdminVM":
+            raise ValueRefusedError("dom0 cannot get another name")
         old = vm.name
         vm.set("name", name)
         del self._by_name[old]

@@ -48,6 +48,11 @@ def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
     _check_state(vm, facts)
     _check_template(vm, facts)
     _check_capabilities(vm, facts)
+    if request.cdrom and vm.mode.has_host_kernel():
+        raise StartError(
+            f"{vm.name} cannot boot from a CD-ROM: virt_mode {vm.mode.name} boots the host's kernel; "
+            f"make it an HVM with 'qvm-prefs {vm.name} virt_mode hvm'"
+        )
     volumes = [_ready(vm, volume) for volume in vm.volumes.values()]
     spec = _domain(vm, request, facts, volumes)
     steps: list[Step] = [PrepareVolume(volume) for volume in volumes]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from crannog.core.names import check_name
-from crannog.core.properties import BOOL, INT, LABEL, STR, VM, Holder, Property
+from crannog.core.properties import BOOL, INT, LABEL, STR, VM, Holder, Property, check_range
 from crannog.core.templates import may_use_template, template_refusal
 from crannog.core.virt_modes import VirtMode, find_mode
 from crannog.core.volumes import Volume
@@ -44,14 +44,6 @@ def from_global(name: str) -> Callable[[QubeBase], object]:
     return lambda vm: vm.registry.get(name)
 
 
-def _check_range(low: int, high: int, unit: str) -> Callable[[QubeBase, int], None]:
-    def check(_vm: QubeBase, value: int) -> None:
-        if not low <= value <= high:
-            raise ValueRefusedError(f"{value} is out of range: {low} to {high} {unit}")
-
-    return check
-
-
 def _check_name(vm: QubeBase, value: str) -> None:
     check_name(value)
     vm.registry.check_name_is_free(value)
@@ -62,15 +54,19 @@ def _check_virt_mode(vm: QubeBase, value: str) -> None:
     if vm.template and not may_use_template(type(vm), value, vm.template):
         raise ValueRefusedError(template_refusal(vm.name, type(vm), value, vm.template))
     for user in vm.registry.users_of_template(vm):
-        if user.values.get("virt_mode", value) != value:
+        mode = str(user.values.get("virt_mode", value))
+        if not may_use_template(type(user), mode, vm, value):
             raise ValueRefusedError(
-                f"{vm.name} is the template of {user.name}, whose virt_mode differs; change {user.name} first"
+                f"{vm.name} is the template of {user.name}, and with virt_mode {value} it could not be; "
+                f"give {user.name} another template first"
             )
 
 
 def _check_template(vm: QubeBase, value: QubeBase | None) -> None:
-    if value is None or not may_use_template(type(vm), str(vm.get("virt_mode")), value):
-        raise ValueRefusedError(template_refusal(vm.name, type(vm), str(vm.get("virt_mode")), value))
+    own = vm.values.get("virt_mode")
+    mode = str(own or (value.get("virt_mode") if value and not value.is_template_based else ""))
+    if value is None or not may_use_template(type(vm), mode, value):
+        raise ValueRefusedError(template_refusal(vm.name, type(vm), mode, value))
 
 
 def _default_kernel(vm: QubeBase) -> object:
@@ -209,15 +205,15 @@ class LocalVM(QubeBase):
         ),
         Property(
             "memory", INT, "Memory at start, in MiB.",
-            default=inherited("memory", constant(400)), check=_check_range(MIN_MEMORY, MAX_MEMORY, "MiB"),
+            default=inherited("memory", constant(400)), check=check_range(MIN_MEMORY, MAX_MEMORY, "MiB"),
         ),
         Property(
             "maxmem", INT, "Most memory the VM may get, in MiB.",
-            default=_default_maxmem, check=_check_range(0, MAX_MEMORY, "MiB"),
+            default=_default_maxmem, check=check_range(0, MAX_MEMORY, "MiB"),
         ),
         Property(
             "vcpus", INT, "Number of virtual processors.",
-            default=inherited("vcpus", constant(2)), check=_check_range(1, 255, "processors"),
+            default=inherited("vcpus", constant(2)), check=check_range(1, 255, "processors"),
         ),
         Property(
             "xid", INT, "Number of the running VM at its hypervisor; -1 when halted.",
@@ -231,12 +227,12 @@ class LocalVM(QubeBase):
         Property(
             "qrexec_timeout", INT, "Seconds to wait for the agent at a start.",
             default=inherited("qrexec_timeout", from_global("default_qrexec_timeout")),
-            check=_check_range(1, 86400, "seconds"),
+            check=check_range(1, 86400, "seconds"),
         ),
         Property(
             "shutdown_timeout", INT, "Seconds to wait for a clean shutdown.",
             default=inherited("shutdown_timeout", from_global("default_shutdown_timeout")),
-            check=_check_range(1, 86400, "seconds"),
+            check=check_range(1, 86400, "seconds"),
         ),
         Property(
             "updateable", BOOL, "Can be updated by itself (its root is its own).",

@@ -118,6 +118,8 @@ class Inventory:
 
     async def reset_property(self, holder: Holder, name: str) -> None:
         """Give a property its default again."""
+        if holder.find_property(name).needs_halted and isinstance(holder, QubeBase):
+            self._check_halted(holder, f"get another {name}")
         with self._saved(holder):
             holder.reset(name)
 

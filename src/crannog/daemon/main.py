@@ -20,7 +20,7 @@ from crannog.daemon.inventory import Inventory
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
-from crannog.errors import CrannogError, DaemonError
+from crannog.errors import CrannogError, DaemonError, StorageError
 from crannog.rpc.agents import VMProcesses
 
 log = logging.getLogger("crannog.daemon")
@@ -29,14 +29,15 @@ log = logging.getLogger("crannog.daemon")
 def take_lock(paths: Paths) -> int:
     """Return the descriptor of the lock that makes this the only daemon of its home.
 
-    The kernel drops the lock when the process ends, however it ends. Raises DaemonError when another daemon has it.
+    The kernel drops the lock when the process ends, however it ends. Raises DaemonError when another daemon has it,
+    StorageError when the home cannot be used.
     """
     try:
         for folder in (paths.home, paths.run, paths.logs, paths.pools):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         lock = os.open(paths.daemon_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise DaemonError(f"crannogd cannot use {paths.home}: {error.strerror} ({error.filename})") from error
+        raise StorageError(f"crannogd cannot use {paths.home}: {error.strerror} ({error.filename})") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,7 @@
 """The runner: executes a plan's steps, times each, and undoes them in reverse order when one fails."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from crannog.core.plan import Plan, Step
-from crannog.errors import CrannogError
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,16 @@ class Runner:
                 log.info("%s: %s (%.0f ms)", name, step.stage, 1000 * times[-1].seconds)
         except BaseException as error:
             log.warning("%s: step '%s' failed: %s", name, begun[-1].stage, error)
-            # Shielded: whoever asked for the start may be gone, what it began must be undone all the same.
-            await asyncio.shield(asyncio.ensure_future(self._undo(name, begun)))
+            await self._undo_whatever_comes(name, begun)
             raise
         return times
+
+    async def _undo_whatever_comes(self, name: str, begun: list[Step]) -> None:
+        """Undo to the end, however often the caller is cancelled meanwhile: nothing half-done may stay."""
+        undoing = asyncio.ensure_future(self._undo(name, begun))
+        while not undoing.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(undoing)
 
     async def _undo(self, name: str, begun: list[Step]) -> None:
         for step in reversed(begun):
@@ -64,6 +70,6 @@ class Runner:
                 continue
             try:
                 await undo(step)
-            except (CrannogError, OSError) as error:
+            except Exception:
                 # The other steps must be undone in any case; the first cause is what the caller gets.
-                log.error("%s: undoing '%s' failed: %s", name, step.stage, error)
+                log.exception("%s: undoing '%s' failed", name, step.stage)

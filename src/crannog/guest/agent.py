@@ -51,6 +51,7 @@ AWAY_POLL = 0.05
 EXIT_GRACE = 0.2
 KILL_GRACE = 3.0
 FIONREAD = 0x541B
+F_SETPIPE_SZ = 1031
 EXIT_TROUBLE = 125
 
 
@@ -201,6 +202,8 @@ class Command:
             run_child(user, command, theirs)
         for fd in (self.stdin_fd, *self.outputs.values()):
             os.set_blocking(fd, False)
+            with contextlib.suppress(OSError):  # larger pipes need fewer switches between processes
+                fcntl.fcntl(fd, F_SETPIPE_SZ, WINDOW)
 
     def write_stdin(self) -> None:
         """Hand the command what it takes now; what a command with a closed stdin does not take is dropped."""
@@ -433,15 +436,16 @@ class Agent:
 
     def write_port(self) -> None:
         """Write what the port takes now."""
+        done = 0
         try:
-            if self.out and self.port.fd >= 0:
-                with memoryview(self.out) as view, view[:BODY_MAX] as part:
-                    count = os.write(self.port.fd, part)
-                del self.out[:count]
+            with memoryview(self.out) as view:
+                while done < len(view) and self.port.fd >= 0:
+                    done += os.write(self.port.fd, view[done : done + BODY_MAX])
         except BlockingIOError:
-            return
+            pass
         except OSError as error:
             self.lose_port(str(error))
+        del self.out[:done]
 
     def read_port(self) -> None:
         """Act on what the host has sent, or on its absence."""

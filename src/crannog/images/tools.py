@@ -15,14 +15,11 @@ from crannog.errors import StorageError
 Report = Callable[[str], None]
 
 PACKAGES = {
-    "busybox": "busybox-static",
-    "chroot": "coreutils",
     "grub-mkimage": "grub-common",
     "mke2fs": "e2fsprogs",
     "newuidmap": "uidmap",
     "sfdisk": "fdisk",
     "unshare": "util-linux",
-    "xz": "xz-utils",
 }
 """Debian package of a program, where it is not called like the program."""
 

@@ -171,10 +171,7 @@ class GuestChannel:
     def _note_entry(self, untrusted_body: bytes) -> None:
         untrusted_path, _, untrusted_value = untrusted_body.partition(b"\0")
         is_known = untrusted_path in self._untrusted_entries
-        if (
-            not untrusted_path.startswith(PREFIX)
-            or max(map(len, (untrusted_path, untrusted_value))) > VALUE_MAX
-        ):
+        if not untrusted_path.startswith(PREFIX) or max(map(len, (untrusted_path, untrusted_value))) > VALUE_MAX:
             self._log("refused an entry of the guest DB: not below /qubes-tools/, or too long")
         elif not is_known and len(self._untrusted_entries) >= ENTRIES_MAX:
             self._log(f"refused an entry of the guest DB: there are {ENTRIES_MAX} already")

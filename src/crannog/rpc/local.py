@@ -87,7 +87,7 @@ class LocalClient:
             self._pass_stdin()
 
     def show_status(self, status: AgentStatus) -> None:
-        """Tell a follower the new status; one that does not read gets the latest only."""
+        """Tell a follower the new status; one that does not read is dropped."""
         if self._is_follower and len(self._out) < READ_SIZE:
             self._out += frames.encode_message(frames.STATUS_FOLLOW, status.encode())
         elif self._is_follower:
@@ -192,9 +192,7 @@ class LocalClient:
         for kind in sorted(self._open_outputs):
             self._out += frames.encode_message(kind)
         self._open_outputs.clear()
-        self._out += frames.encode_message(
-            frames.DATA_EXIT_CODE, frames.NUMBER.pack(untrusted_exit_code & 0xFF)
-        )
+        self._out += frames.encode_message(frames.DATA_EXIT_CODE, frames.NUMBER.pack(untrusted_exit_code & 0xFF))
         self._stream = 0
         self._is_ending = True
 

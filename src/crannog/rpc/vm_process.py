@@ -90,9 +90,7 @@ def connect_channel(path: str, wait: float) -> socket.socket:
 class VmProcess:
     """The loop over the channel, the listening socket and the clients."""
 
-    def __init__(
-        self, channel: GuestChannel, guest: socket.socket, listener: socket.socket, user: str
-    ) -> None:
+    def __init__(self, channel: GuestChannel, guest: socket.socket, listener: socket.socket, user: str) -> None:
         self.channel = channel
         self.channel.on_status = self._show_status
         self._guest = guest
@@ -192,9 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="the VM's name")
     parser.add_argument("--channel", required=True, help="QEMU's socket of the agent's port")
     parser.add_argument("--listen", required=True, help="the socket for local clients")
-    parser.add_argument(
-        "--default-user", default="DEFAULT", help="whom DEFAULT means; else the agent decides"
-    )
+    parser.add_argument("--default-user", default="DEFAULT", help="whom DEFAULT means; else the agent decides")
     options = parser.parse_args(arguments)
     try:
         serve(options.name, options.channel, options.listen, options.default_user)

@@ -49,6 +49,7 @@ class LibvirtHypervisor:
         self._pool: ThreadPoolExecutor | None = None
         self._connection: libvirt.virConnect | None = None
         self._subscription = 0
+        self._held = contextlib.ExitStack()
         self._host: tuple[str, AccelChoice] | None = None
         self._host_lock = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
@@ -64,8 +65,11 @@ class LibvirtHypervisor:
             raise HypervisorError(f"libvirt_uri = '{self._settings.libvirt_uri}' is not supported: use '{URI}'")
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="libvirt")
         try:
-            await self._adopt_orphans()
-            await self._run(self._connect, asyncio.get_running_loop())
+            adoption = asyncio.create_task(self._adopt_orphans())
+            try:
+                await self._run(self._connect, asyncio.get_running_loop())
+            finally:
+                await adoption
             await self._adopt_domains()
         except BaseException:
             await self.close()
@@ -95,6 +99,7 @@ class LibvirtHypervisor:
             emulator = find_emulator(self._settings.emulator)
             if not await self._run(orphans.is_init_prompt):
                 orphans.adopt_emulators(os.path.basename(emulator))
+                self._held.callback(orphans.release)
 
     async def _adopt_domains(self) -> None:
         for domain in await self.domains():
@@ -106,7 +111,7 @@ class LibvirtHypervisor:
         if self._keeper:
             self._keeper.cancel()
             self._keeper = None
-        orphans.release()
+        self._held.close()
         connection, self._connection = self._connection, None
         if connection:
             await self._run(driver.unsubscribe, connection, self._subscription)

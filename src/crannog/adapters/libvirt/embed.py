@@ -23,6 +23,9 @@ _LONGEST_SOCKET = "/lib/qemu/domain-999999-" + "n" * 20 + "/monitor.sock"
 ROOT_MAX = SUN_PATH_MAX - len(_LONGEST_SOCKET)
 _CAPABILITIES = "cache/qemu/capabilities"
 
+_CAP_SYS_ADMIN = 21
+"""capabilities(7), linux/capability.h."""
+
 _MANDATORY_ACCESS = ("/sys/module/apparmor/parameters/enabled", "/sys/fs/selinux/enforce")
 
 
@@ -38,8 +41,11 @@ def _has_mandatory_access_control() -> bool:
     return False
 
 
-def _has_mount_namespaces() -> bool:
-    return os.path.exists("/proc/self/ns/mnt")
+def _can_mount() -> bool:
+    """Return whether this process has CAP_SYS_ADMIN, which libvirt needs to give QEMU a /dev of its own."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
 
 
 def isolation_gaps() -> list[str]:
@@ -49,8 +55,8 @@ def isolation_gaps() -> list[str]:
         gaps.append("QEMU runs as root: run crannogd as an ordinary user where the host allows it")
     if not _has_mandatory_access_control():
         gaps.append("neither AppArmor nor SELinux confines QEMU: enable one of them in the host's kernel")
-    if not _is_root() or not _has_mount_namespaces():
-        gaps.append("QEMU sees the host's whole /dev: libvirt's mount namespace needs root")
+    if not (_is_root() and _can_mount()):
+        gaps.append("QEMU sees the host's whole /dev: only root with CAP_SYS_ADMIN can give it another one")
     gaps.append("QEMU's use of devices, memory and CPU is not limited by control groups")
     return gaps
 
@@ -74,8 +80,6 @@ def _configuration() -> str:
         ]
         if not _has_mandatory_access_control():
             lines.append('security_driver = "none"')
-        if not _has_mount_namespaces():
-            lines.append("namespaces = []")
     return "\n".join(lines) + "\n"
 
 

@@ -18,14 +18,14 @@ import time
 _PR_SET_CHILD_SUBREAPER = 36
 """prctl(2), linux/prctl.h."""
 
-_PROMPT_SECONDS = 0.1
+_PROMPT_SECONDS = 0.05
 _NAME_MAX = 15
 """What /proc/PID/stat keeps of a program's name, in bytes (proc(5))."""
 
 
 @functools.cache
 def is_init_prompt() -> bool:
-    """Return whether init buries an orphan within 0.1 s. Tried once in a process's life, by making one. Blocks."""
+    """Return whether init buries an orphan within 0.05 s. Tried once in a process's life, by making one. Blocks."""
     made = subprocess.run(["sh", "-c", "sleep 0 >&2 & echo $!"], capture_output=True, check=False)
     process = f"/proc/{made.stdout.decode().strip()}/stat"
     deadline = time.monotonic() + _PROMPT_SECONDS

@@ -1,14 +1,15 @@
 """Pool linux-kernel: kernels that the host hands to pv and pvh guests, a folder each."""
 
 import os
+import re
 import shutil
 
 from crannog.adapters.storage.process import run_tool
-from crannog.core.names import check_name
-from crannog.errors import StorageError
+from crannog.errors import StorageError, ValueRefusedError
 
 KERNEL_FILES = ("vmlinux", "vmlinuz")
 INITRAMFS = "initramfs"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+~-]{0,99}")
 
 
 class KernelPool:
@@ -19,10 +20,14 @@ class KernelPool:
 
     def files(self, name: str) -> tuple[str, str]:
         """Return the paths of kernel and initramfs; raises StorageError when one is missing."""
-        folder = os.path.join(self.folder, name)
+        folder = os.path.join(self.folder, check_kernel_name(name))
+        return self._files_in(folder, name)
+
+    @staticmethod
+    def _files_in(folder: str, name: str) -> tuple[str, str]:
         kernels = [path for path in (os.path.join(folder, file) for file in KERNEL_FILES) if os.path.exists(path)]
         initramfs = os.path.join(folder, INITRAMFS)
-        if not name or not kernels or not os.path.exists(initramfs):
+        if not kernels or not os.path.exists(initramfs):
             missing = folder if not kernels else initramfs
             raise StorageError(
                 f"kernel '{name}' is missing: {missing} has no {'kernel' if not kernels else 'content'}; "
@@ -39,7 +44,7 @@ class KernelPool:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             shutil.rmtree(half_made, ignore_errors=True)
             await run_tool(f"kernel {name} cannot be added", "cp", "-r", "--reflink=auto", "--", source, half_made)
-            KernelPool(self.folder).files(f".new-{name}")
+            self._files_in(half_made, name)
             shutil.rmtree(target, ignore_errors=True)
             os.rename(half_made, target)
         except OSError as error:
@@ -48,6 +53,11 @@ class KernelPool:
             shutil.rmtree(half_made, ignore_errors=True)
 
 
-def check_kernel_name(name: str) -> None:
-    """Raise ValueRefusedError unless `name` can be a folder's name: release numbers start with a digit."""
-    check_name("k" + name[:30])
+def check_kernel_name(name: str) -> str:
+    """Return `name` if it can be a kernel's: a folder's name that starts with a letter or digit.
+
+    Raises ValueRefusedError, so that no name leads out of the pool's folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueRefusedError(f"'{name[:80]}' cannot be the name of a kernel; use letters, digits and . _ + ~ -")
+    return name

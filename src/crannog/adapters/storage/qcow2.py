@@ -11,6 +11,7 @@ Files of a volume `V`, by what the volume's flags say (core.volumes):
 Layers refer to what is below them by relative paths, so that the pool can be moved as a whole.
 """
 
+import glob
 import os
 import shutil
 from dataclasses import replace
@@ -21,6 +22,7 @@ from crannog.errors import StorageError
 from crannog.ports.storage import Location
 
 _HALF_MADE = ".new-"
+_HALF_MADE_FILE = ".new"
 
 
 class Qcow2Pool:
@@ -65,7 +67,7 @@ class Qcow2Pool:
 
     async def import_file(self, volume: Volume, path: str) -> Volume:
         """Copy the raw image at `path`, holes kept, and put it in the place of the volume's content."""
-        content, half_made = self._next_content(volume), self._base(volume.vid) + ".import"
+        content, half_made = self._next_content(volume), self._base(volume.vid) + _HALF_MADE_FILE
         purpose = f"image {path} cannot be imported into volume {volume.vid}"
         try:
             size = os.stat(path).st_size
@@ -131,30 +133,26 @@ class Qcow2Pool:
             if entry.name.startswith(_HALF_MADE):
                 shutil.rmtree(entry.path, ignore_errors=True)
                 done.append(f"pool {self.name}: deleted half-made {entry.name.removeprefix(_HALF_MADE)}")
+        for path in glob.glob(f"{glob.escape(self.folder)}/*/*{_HALF_MADE_FILE}"):
+            self._discard(path)
+            done.append(f"pool {self.name}: deleted half-made {os.path.relpath(path, self.folder)}")
         return done
 
     async def _layer(self, path: str, below: Location, volume: Volume) -> None:
         size = max(volume.size, os.stat(below.path).st_size if below.format == "raw" else 0)
         backing = os.path.relpath(below.path, os.path.dirname(path))
         purpose = f"volume {volume.vid} cannot get its layer over {os.path.basename(below.path)}"
+        half_made = path + _HALF_MADE_FILE
         try:
             await run_tool(
-                purpose,
-                "qemu-img",
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-F",
-                below.format,
-                "-b",
-                backing,
-                path,
-                str(size),
+                *(purpose, "qemu-img", "create", "-q", "-f", "qcow2", "-F", below.format, "-b", backing),
+                *(half_made, str(size)),
             )
-        except BaseException:
-            self._discard(path)
-            raise
+            os.rename(half_made, path)
+        except OSError as error:
+            raise self._failure(purpose, error) from error
+        finally:
+            self._discard(half_made)
 
     def _base(self, vid: str) -> str:
         parts = vid.split("/")
@@ -194,12 +192,14 @@ class Qcow2Pool:
         finally:
             os.close(descriptor)
 
-    @staticmethod
-    def _discard(path: str) -> None:
+    @classmethod
+    def _discard(cls, path: str) -> None:
         try:
             os.unlink(path)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise cls._failure(f"{path} cannot be deleted", error) from error
 
     @staticmethod
     def _failure(what: str, error: OSError) -> StorageError:

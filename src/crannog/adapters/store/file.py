@@ -1,10 +1,13 @@
 """The file behind the store: whole or not at all, whatever happens while it is written."""
 
+import logging
 import os
 
 from crannog.adapters.store import qubes_xml
 from crannog.core.registry import Registry
 from crannog.errors import StorageError
+
+log = logging.getLogger(__name__)
 
 
 class FileStore:
@@ -51,13 +54,13 @@ class FileStore:
         try:
             self._write_whole(temporary, qubes_xml.to_bytes(registry))
             os.replace(temporary, self.path)
-            self._sync_folder()
         except OSError as error:
             self._discard(temporary)
             raise StorageError(
                 f"the store {self.path} cannot be written: {error.strerror}; "
                 f"the change was not made, the old file is intact"
             ) from error
+        self._sync_folder()
 
     @staticmethod
     def _write_whole(path: str, data: bytes) -> None:
@@ -68,11 +71,15 @@ class FileStore:
             os.fsync(descriptor)
 
     def _sync_folder(self) -> None:
-        descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Have the rename survive a power cut. The new file is in place already, so a failure is only logged."""
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.warning("the folder of %s could not be synced: %s", self.path, error.strerror)
 
     @staticmethod
     def _discard(path: str) -> None:

@@ -7,7 +7,7 @@ does not know is refused with its line, never rewritten without it.
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lxml import etree
 
@@ -20,6 +20,12 @@ from crannog.errors import CrannogError, StorageError
 
 FORMAT_VERSION = "3.0"
 T = TypeVar("T")
+
+_PROPERTIES: dict[str, dict[str, Any]] = {"properties": {"property": {}}}
+_DOMAIN = {**_PROPERTIES, "features": {"feature": {}}, "tags": {"tag": {}}, "volume-config": {"volume": {}}}
+_ELEMENTS = {**_PROPERTIES, "labels": {"label": {}}, "domains": {"domain": _DOMAIN}}
+"""Which elements stand in which."""
+
 MAX_FILE_SIZE = 64 * 2**20
 
 _VOLUME_TYPES: dict[str, Callable[[str], object]] = {
@@ -87,9 +93,10 @@ def from_bytes(data: bytes, kernels: set[str]) -> Registry:
 def _read_registry(root: etree._Element, kernels: set[str]) -> Registry:
     registry = Registry()
     registry.kernels = kernels
+    _check_children(root, _ELEMENTS)
     for element in root.iterfind("labels/label"):
-        index = int(element.get("id", "").removeprefix("label-") or 0)
-        registry.labels[element.text or ""] = Label(index, element.text or "", element.get("color", ""))
+        label = _at(element, partial(_read_label, element))
+        registry.labels[label.name] = label
     domains = list(root.iterfind("domains/domain"))
     vms = [_at(element, partial(_read_vm, registry, element)) for element in domains]
     # References between VMs can point forward, so they are read when all VMs exist.
@@ -97,7 +104,32 @@ def _read_registry(root: etree._Element, kernels: set[str]) -> Registry:
         _read_properties(registry, vm, element, wants_references=True)
     _read_properties(registry, registry, root, wants_references=False)
     _read_properties(registry, registry, root, wants_references=True)
+    for vm, element in zip(vms, domains, strict=True):
+        _at(element, partial(_check_values, vm))
     return registry
+
+
+def _check_values(vm: QubeBase) -> None:
+    """Ask of what the file says what is asked of a user, but for the name, which is the VM's own by now.
+
+    A kernel that is missing is no reason to refuse the file: the start of that VM says so.
+    """
+    for name, value in vm.values.items():
+        check = vm.find_property(name).check
+        if check and name not in ("name", "kernel"):
+            check(vm, value)
+
+
+def _check_children(element: etree._Element, known: dict[str, dict[str, Any]]) -> None:
+    """Refuse elements that this version does not know: they would be lost when the file is next written."""
+    for child in element:
+        if child.tag not in known:
+            raise StorageError(f"line {child.sourceline}: <{child.tag}> is not known to this version")
+        _check_children(child, known[str(child.tag)])
+
+
+def _read_label(element: etree._Element) -> Label:
+    return Label(int(element.get("id", "").removeprefix("label-")), element.text or "", element.get("color", ""))
 
 
 def _at(element: etree._Element, read: Callable[[], T]) -> T:
@@ -126,6 +158,9 @@ def _read_vm(registry: Registry, element: etree._Element) -> QubeBase:
 
 
 def _read_volume(element: etree._Element) -> Volume:
+    unknown = set(element.attrib) - set(_VOLUME_FIELDS)
+    if unknown:
+        raise StorageError(f"a volume has the unknown attribute '{min(map(str, unknown))}'")
     values = {str(name): _VOLUME_FIELDS[str(name)](str(text)) for name, text in element.attrib.items()}
     return Volume(**values)  # type: ignore[arg-type]
 

@@ -1,0 +1,205 @@
+"""The smallest stand-ins for hypervisor and agents, and a daemon's inside built around them with the real rest."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crannog.adapters.storage.kernels import KernelPool
+from crannog.adapters.storage.qcow2 import Qcow2Pool
+from crannog.adapters.store.file import FileStore
+from crannog.config import Paths
+from crannog.core.announcement import AgentStatus
+from crannog.core.registry import DEFAULT_POOL, Registry
+from crannog.core.startup import StartFacts
+from crannog.core.vms import LocalVM, QubeBase
+from crannog.daemon.inventory import Inventory
+from crannog.daemon.lifecycle import Lifecycle
+from crannog.daemon.machines import Machines
+from crannog.daemon.world import World
+from crannog.errors import HypervisorError
+
+# The values that cross the ports are imported here only: the tests take them from this module.
+from crannog.ports.hypervisor import (
+    Boot,
+    Channel,
+    Disk,
+    DomainInfo,
+    DomainSpec,
+    DomainState,
+    DomainUsage,
+    HostCapabilities,
+    StateListener,
+)
+from crannog.ports.storage import Location
+
+__all__ = ["Boot", "Channel", "Disk", "DomainInfo", "DomainState", "DomainUsage", "HostCapabilities", "Location"]
+
+KERNEL = "6.1.0-test"
+AppAndTemplate = tuple[LocalVM, LocalVM]
+
+
+class FakeHypervisor:
+    """Keeps domains in a dict. `failing` names the methods that shall fail."""
+
+    def __init__(self) -> None:
+        self.domain_states: dict[str, DomainInfo] = {}
+        self.specs: list[DomainSpec] = []
+        self.failing: set[str] = set()
+        self.has_hvm = True
+        self._listener: StateListener = lambda _uuid, _state: None
+
+    def _fail_if_asked(self, method: str) -> None:
+        if method in self.failing:
+            raise HypervisorError(f"{method} failed on purpose")
+
+    async def open(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    def listen(self, listener: StateListener) -> None:
+        self._listener = listener
+
+    async def capabilities(self) -> HostCapabilities:
+        return HostCapabilities("tcg", self.has_hvm, "/usr/bin/qemu-system-x86_64")
+
+    async def domains(self) -> list[DomainInfo]:
+        return list(self.domain_states.values())
+
+    async def create_paused(self, spec: DomainSpec) -> DomainInfo:
+        self._fail_if_asked("create_paused")
+        self.specs.append(spec)
+        info = DomainInfo(spec.uuid, spec.name, DomainState.PAUSED, len(self.specs))
+        self.domain_states[spec.uuid] = info
+        return info
+
+    async def resume(self, uuid: str) -> None:
+        self._fail_if_asked("resume")
+        self._listener(uuid, DomainState.RUNNING)
+
+    async def destroy(self, uuid: str) -> None:
+        self._fail_if_asked("destroy")
+        if self.domain_states.pop(uuid, None):
+            self._listener(uuid, DomainState.ABSENT)
+
+    async def press_power_button(self, uuid: str) -> None:
+        await self.destroy(uuid)
+
+    async def usage(self, uuid: str) -> DomainUsage | None:
+        return DomainUsage(409600, 409600, 5_000_000_000) if uuid in self.domain_states else None
+
+    async def screenshot(self, uuid: str) -> bytes:
+        self._fail_if_asked("screenshot")
+        return b"P6 1 1 255 " + uuid[:3].encode()
+
+    async def diagnose(self) -> list[str]:
+        return ["everything here is a stand-in"]
+
+
+class FakeAgents:
+    """RPC processes that never say anything."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.statuses: dict[str, AgentStatus] = {}
+        self.listeners: list[Callable[[str, AgentStatus], None]] = []
+
+    def listen(self, listener: Callable[[str, AgentStatus], None]) -> None:
+        self.listeners.append(listener)
+
+    async def start(self, uuid: str, name: str, default_user: str) -> None:
+        del name, default_user
+        self.running.add(uuid)
+
+    async def adopt(self, uuid: str, name: str, default_user: str) -> None:
+        await self.start(uuid, name, default_user)
+
+    async def stop(self, uuid: str) -> None:
+        self.running.discard(uuid)
+
+    def status(self, uuid: str) -> AgentStatus | None:
+        return self.statuses.get(uuid)
+
+    async def power_off(self, uuid: str) -> bool:
+        del uuid
+        return False
+
+
+@dataclass
+class Inside:
+    """A daemon without its process: everything real but the hypervisor and the agents."""
+
+    paths: Paths
+    store: FileStore
+    pool: Qcow2Pool
+    hypervisor: FakeHypervisor
+    agents: FakeAgents
+    machines: Machines
+    registry: Registry
+    lifecycle: Lifecycle = field(init=False)
+    inventory: Inventory = field(init=False)
+
+    def __post_init__(self) -> None:
+        kernels = KernelPool(self.paths.kernels)
+        world = World(self.paths, self.store, self.hypervisor, self.agents, {DEFAULT_POOL: self.pool}, kernels)
+        self.hypervisor.listen(self.machines.change)
+        self.lifecycle = Lifecycle(world, self.registry, self.machines)
+        self.inventory = Inventory(world, self.registry, self.machines, self.lifecycle)
+
+    def reloaded(self) -> Registry:
+        """Return the registry that the file on disk holds now."""
+        return self.store.load()
+
+
+def build_inside(home: Path) -> Inside:
+    """Make the home of a daemon with one kernel, and its inside."""
+    paths = Paths(str(home), str(home / "cache"))
+    for folder in (paths.run, paths.logs, f"{paths.kernels}/{KERNEL}"):
+        Path(folder).mkdir(parents=True)
+    for file in ("vmlinuz", "initramfs"):
+        Path(paths.kernels, KERNEL, file).touch()
+    store = FileStore(paths.store, paths.kernels)
+    registry = store.load()
+    registry.set("default_kernel", KERNEL)
+    pool = Qcow2Pool(DEFAULT_POOL, f"{paths.pools}/{DEFAULT_POOL}")
+    return Inside(paths, store, pool, FakeHypervisor(), FakeAgents(), Machines(), registry)
+
+
+def new_registry() -> Registry:
+    """Return an empty registry with one kernel, the default one."""
+    registry = Registry()
+    registry.kernels = {KERNEL}
+    registry.set("default_kernel", KERNEL)
+    return registry
+
+
+def add_vm(
+    registry: Registry, klass: str, name: str, template: QubeBase | None = None, mode: str | None = None
+) -> LocalVM:
+    """Add a VM with a UUID of its own, and give it a virt_mode."""
+    vm = registry.create(klass, name, str(uuid.uuid4()), template)
+    if mode:
+        vm.set("virt_mode", mode)
+    return vm
+
+
+def template_and_app(registry: Registry, mode: str = "pvh") -> AppAndTemplate:
+    """Return a TemplateVM `debian` and an AppVM `work` that starts from it."""
+    template = add_vm(registry, "TemplateVM", "debian", mode=mode)
+    return template, add_vm(registry, "AppVM", "work", template)
+
+
+def halted_facts(**changes: object) -> StartFacts:
+    """Return what a planner is told of a quiet world."""
+    values: dict[str, object] = {
+        "power_state": "Halted",
+        "active": frozenset(),
+        "capabilities": HostCapabilities("tcg", has_hvm=True, emulator="/usr/bin/qemu-system-x86_64"),
+        "kernel_files": lambda name: (f"/kernels/{name}/vmlinuz", f"/kernels/{name}/initramfs"),
+        "locate": lambda volume: Location(f"/pool/{volume.vid}", "raw" if volume.name == "private" else "qcow2"),
+        "channel_path": "/run/channel.sock",
+        "console_log": "/log/console.log",
+    }
+    return StartFacts(**{**values, **changes})  # type: ignore[arg-type]

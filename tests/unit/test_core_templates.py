@@ -1,0 +1,133 @@
+"""Template compatibility, asked of the class (B11, B12)."""
+
+import pytest
+
+from crannog.core.registry import Registry
+from crannog.core.templates import may_use_template, template_refusal
+from crannog.core.vms import CLASSES, LocalVM, QubeBase
+from crannog.errors import ValueRefusedError
+from tests.fakes import add_vm, new_registry
+
+MODES = ("pv", "pvh", "hvm")
+
+
+def make_templates(registry: Registry) -> dict[str, QubeBase]:
+    """Return one VM of each class and mode, by `Class-mode`."""
+    vms: dict[str, QubeBase] = {"AdminVM": registry.find_vm("dom0")}
+    for mode in MODES:
+        for klass in ("TemplateVM", "StandaloneVM"):
+            vms[f"{klass}-{mode}"] = add_vm(registry, klass, f"{klass}-{mode}", mode=mode)
+        vms[f"AppVM-{mode}"] = add_vm(registry, "AppVM", f"AppVM-{mode}", vms[f"TemplateVM-{mode}"])
+    return vms
+
+
+# Class, mode and template of all pairs that may start; every other pair may not.
+ALLOWED = {
+    ("AppVM", "pv", "TemplateVM-pv"),
+    ("AppVM", "pv", "TemplateVM-pvh"),
+    ("AppVM", "pvh", "TemplateVM-pv"),
+    ("AppVM", "pvh", "TemplateVM-pvh"),
+    ("AppVM", "hvm", "TemplateVM-hvm"),
+    ("AppVM", "hvm", "StandaloneVM-hvm"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("klass", sorted(CLASSES))
+def test_every_class_mode_and_template(klass: str, mode: str) -> None:
+    for key, template in make_templates(new_registry()).items():
+        allowed = may_use_template(CLASSES[klass], mode, template)
+        assert allowed is ((klass, mode, key) in ALLOWED), (klass, mode, key)
+        if not allowed:
+            assert template_refusal("new", CLASSES[klass], mode, template).startswith("new: ")
+
+
+@pytest.mark.parametrize("klass", ["AppVM", "StandaloneVM", "TemplateVM"])
+def test_creation_agrees_with_the_table(klass: str) -> None:
+    registry = new_registry()
+    for key, template in make_templates(registry).items():
+        mode = str(template.get("virt_mode")) if isinstance(template, LocalVM) else ""
+        name = f"new-{key}"
+        if (klass, mode, key) in ALLOWED:
+            vm = add_vm(registry, klass, name, template)
+            assert vm.template is template
+            assert vm.get("virt_mode") == mode
+        else:
+            with pytest.raises(ValueRefusedError, match=name):
+                add_vm(registry, klass, name, template)
+            assert name not in [vm.name for vm in registry]
+
+
+@pytest.mark.parametrize(
+    ("klass", "key", "reason"),
+    [
+        ("StandaloneVM", "TemplateVM-pvh", "a StandaloneVM has no template"),
+        ("AppVM", "AppVM-pvh", "is of class AppVM and cannot be a template"),
+        ("AppVM", "AdminVM", "is of class AdminVM and cannot be a template"),
+        ("AppVM", "", "needs a template"),
+        ("AppVM", "TemplateVM-hvm", "is made for virt_mode hvm, not pvh"),
+    ],
+)
+def test_the_refusal_says_why(klass: str, key: str, reason: str) -> None:
+    template = make_templates(new_registry()).get(key)
+    assert reason in template_refusal("new", CLASSES[klass], "pvh", template)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_mode_of_an_appvm_fits_its_template(mode: str) -> None:
+    vms = make_templates(new_registry())
+    app = vms["AppVM-pvh"]
+    if mode == "hvm":
+        with pytest.raises(ValueRefusedError, match="made for virt_mode pvh, not hvm"):
+            app.set("virt_mode", mode)
+        assert app.get("virt_mode") == "pvh"
+    else:
+        app.set("virt_mode", mode)
+        assert app.get("virt_mode") == mode
+
+
+def test_a_template_is_changed_to_one_that_fits_only() -> None:
+    vms = make_templates(new_registry())
+    app = vms["AppVM-pvh"]
+    for key in ("AppVM-pvh", "AppVM-pv", "StandaloneVM-pvh", "StandaloneVM-pv", "AdminVM"):
+        with pytest.raises(ValueRefusedError):
+            app.set("template", vms[key])
+        assert app.template is vms["TemplateVM-pvh"]
+    with pytest.raises(ValueRefusedError, match="needs a template"):
+        app.set("template", None)
+    app.set("template", vms["TemplateVM-pv"])
+    assert app.get("virt_mode") == "pv"
+
+
+def test_an_appvm_that_inherits_its_mode_may_move_to_a_template_of_another_mode() -> None:
+    vms = make_templates(new_registry())
+    app = vms["AppVM-pvh"]
+    app.set("template", vms["StandaloneVM-hvm"])
+    assert app.get("virt_mode") == "hvm"
+
+
+def test_an_appvm_with_a_mode_of_its_own_may_not() -> None:
+    vms = make_templates(new_registry())
+    app = vms["AppVM-pvh"]
+    app.set("virt_mode", "pv")
+    with pytest.raises(ValueRefusedError, match="made for virt_mode hvm, not pv"):
+        app.set("template", vms["TemplateVM-hvm"])
+
+
+def test_a_templates_mode_does_not_change_under_a_user_with_its_own() -> None:
+    vms = make_templates(new_registry())
+    vms["AppVM-pvh"].set("virt_mode", "pvh")
+    with pytest.raises(ValueRefusedError, match="AppVM-pvh"):
+        vms["TemplateVM-pvh"].set("virt_mode", "hvm")
+
+
+def test_an_hvm_that_is_a_template_stays_one() -> None:
+    """B12: a StandaloneVM is a template as an HVM only."""
+    registry = new_registry()
+    alone = add_vm(registry, "StandaloneVM", "win", mode="hvm")
+    add_vm(registry, "AppVM", "win-work", alone)
+    with pytest.raises(ValueRefusedError, match="win-work"):
+        alone.set("virt_mode", "pvh")
+    with pytest.raises(ValueRefusedError, match="win-work"):
+        alone.reset("virt_mode")
+    assert alone.get("virt_mode") == "hvm"

@@ -1,0 +1,44 @@
+"""One home with both templates is shared by the tests of this folder; whoever breaks things makes a home of their own."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm.home import Home
+
+
+@pytest.fixture(scope="session")
+def shared_home() -> Iterator[Home]:
+    """Return a home with the templates debian-12 and debian-12-hvm."""
+    home = Home()
+    home.ok("crannog", "template", "build", "debian-12")
+    home.ok("crannog", "template", "build", "debian-12", "--virt-mode", "hvm")
+    yield home
+    home.close()
+
+
+@pytest.fixture
+def empty_home() -> Iterator[Home]:
+    """Return a new home without VMs."""
+    home = Home()
+    yield home
+    home.close()
+
+
+@pytest.fixture
+def work(shared_home: Home) -> Iterator[str]:
+    """Return the name of a halted AppVM that is removed afterwards."""
+    shared_home.ok("qvm-create", "--template", "debian-12", "work")
+    yield "work"
+    shared_home.run("qvm-kill", "work")
+    shared_home.ok("qvm-remove", "--force", "work")
+
+
+@pytest.fixture(scope="module")
+def running(shared_home: Home) -> Iterator[str]:
+    """Return the name of a running AppVM that the tests of one module share."""
+    shared_home.ok("qvm-create", "--template", "debian-12", "runner")
+    shared_home.ok("qvm-start", "--wait", "runner")
+    yield "runner"
+    shared_home.run("qvm-kill", "runner")
+    shared_home.ok("qvm-remove", "--force", "runner")

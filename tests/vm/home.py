@@ -1,0 +1,102 @@
+"""A home of its own for tests, driven through the tools as a user does."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+BIN = os.path.dirname(sys.executable)
+TIMEOUT = 200
+
+
+class Home:
+    """One CRANNOG_HOME with its daemon and VMs."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path or tempfile.mkdtemp(prefix="cr-test-")
+        self.env = {**os.environ, "CRANNOG_HOME": self.path}
+
+    def popen(self, *words: str, **options: object) -> "subprocess.Popen[bytes]":
+        """Start a tool."""
+        return subprocess.Popen([os.path.join(BIN, words[0]), *words[1:]], env=self.env, **options)  # type: ignore[call-overload,no-any-return]
+
+    def run(self, *words: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        """Run a tool to its end."""
+        command = [os.path.join(BIN, words[0]), *words[1:]]
+        return subprocess.run(command, env=self.env, input=stdin, capture_output=True, timeout=TIMEOUT, check=False)
+
+    def ok(self, *words: str, stdin: bytes = b"") -> str:
+        """Run a tool that must succeed; return its output."""
+        done = self.run(*words, stdin=stdin)
+        assert done.returncode == 0, (words, done.returncode, done.stdout, done.stderr)
+        return done.stdout.decode()
+
+    def fails(self, code: int, *words: str) -> str:
+        """Run a tool that must fail with `code` and one complaint; return the complaint."""
+        done = self.run(*words)
+        complaint = done.stderr.decode()
+        assert done.returncode == code, (words, done.returncode, done.stdout, complaint)
+        assert complaint.startswith(f"{words[0]}: "), complaint
+        assert "Traceback" not in complaint
+        return complaint
+
+    def state(self, vm: str) -> str:
+        """Return a VM's power state."""
+        return self.ok("qvm-ls", "--raw-data", "--fields", "state", vm).strip()
+
+    def daemon(self) -> int:
+        """Return the daemon's process number, 0 when none runs."""
+        words = self.ok("crannog", "daemon", "status").split()
+        return int(words[-1].rstrip(")")) if "process" in words[-2] else 0
+
+    def kill_daemon(self) -> None:
+        """Kill the daemon as hard as possible."""
+        pid = self.daemon()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.daemon(), "the daemon is gone")
+
+    def qemu(self, vm: str) -> int:
+        """Return the process number of a running VM's QEMU."""
+        with open(f"{self.path}/vmm/run/qemu/{vm}.pid") as file:
+            return int(file.read())
+
+    def processes(self) -> list[str]:
+        """Return the command lines of all processes that mention this home, the daemon and tests excepted."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                line = file.read().replace(b"\0", b" ").decode(errors="replace")
+                if self.path in line and int(name) != os.getpid():
+                    found.append(line)
+        return found
+
+    def files(self) -> set[str]:
+        """Return the paths of all files that a VM's start can leave, relative to the home."""
+        found = set()
+        for folder in ("pools", "run", "vmm/run", "vmm/lib"):
+            for parent, _, names in os.walk(os.path.join(self.path, folder)):
+                found |= {os.path.relpath(os.path.join(parent, name), self.path) for name in names}
+        return found
+
+    def close(self) -> None:
+        """End all VMs and the daemon, and delete the home; nothing may be left."""
+        for vm in self.ok("qvm-ls", "--raw-data", "--fields", "name,state").splitlines():
+            name, _, state = vm.partition("|")
+            if state != "Halted" and name != "dom0":
+                self.run("qvm-kill", name)
+        self.ok("crannog", "daemon", "stop")
+        wait_until(lambda: not self.processes(), f"no process is left: {self.processes()}")
+        shutil.rmtree(self.path)
+
+
+def wait_until(is_true: Callable[[], bool], what: str, timeout: float = 30) -> None:
+    """Wait until something holds; fail with `what` when it does not."""
+    deadline = time.monotonic() + timeout
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.02)
