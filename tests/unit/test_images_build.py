@@ -124,7 +124,9 @@ Build = Callable[..., TemplateImage]
 
 @pytest.fixture
 def build(tmp_path: Path, mirror: FakeMirror) -> Build:
-    def run(virt_mode: str = "pv", agent: str = "pass\n", size: int = 2**30, refresh: bool = False) -> TemplateImage:
+    def run(
+        virt_mode: str = "pv", agent: str = "pass\n", size: int = 2**30, refresh: bool = False
+    ) -> TemplateImage:
         path = tmp_path / "agent.py"
         path.write_text(agent)
         return build_template(
@@ -141,7 +143,9 @@ def debugfs(image: str, request: str) -> str:
 
 def list_initramfs(path: str) -> list[str]:
     with open(path, "rb") as file:
-        done = subprocess.run(["cpio", "-itv", "--quiet"], stdin=file, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["cpio", "-itv", "--quiet"], stdin=file, capture_output=True, text=True, check=True
+        )
     return done.stdout.splitlines()
 
 
@@ -157,7 +161,8 @@ def test_kernel_is_complete(tmp_path: Path, mirror: FakeMirror) -> None:
 
 
 def test_initramfs_holds_only_what_boots(tmp_path: Path, mirror: FakeMirror) -> None:
-    lines = list_initramfs(build_kernel(str(tmp_path), ignore).path + "/initramfs")
+    path = build_kernel(str(tmp_path), ignore).path + "/initramfs"
+    lines = list_initramfs(path)
     modes = {line.split()[-1]: line.split()[0] for line in lines}
     assert modes["init"] == "-rwxr-xr-x"
     assert modes["bin/busybox"].endswith("x")
@@ -165,6 +170,12 @@ def test_initramfs_holds_only_what_boots(tmp_path: Path, mirror: FakeMirror) -> 
     assert {line.split()[2] for line in lines} == {"root"}
     modules = {os.path.basename(name) for name in modes if name.endswith(".ko")}
     assert modules == {"virtio_pci.ko", "virtio_blk.ko", "virtio_console.ko"}
+    wanted = subprocess.run(
+        ["cpio", "-i", "--to-stdout", "--quiet", "lib/modules/wanted", "-F", path],
+        capture_output=True,
+        check=True,
+    )
+    assert wanted.stdout == b"virtio_pci virtio_blk virtio_console\n"
 
 
 def test_kernel_that_cannot_be_unpacked_is_used_as_it_is(tmp_path: Path, mirror: FakeMirror) -> None:
@@ -266,7 +277,9 @@ def test_full_disk_leaves_no_image(build: Build, mirror: FakeMirror) -> None:
     program = mirror.folder / "bin/mke2fs"
     program.write_text("#!/bin/sh\necho 'mke2fs: No space left on device while writing' >&2\nexit 1\n")
     program.chmod(0o755)
-    with pytest.raises(StorageError, match=r"making the root file system failed: mke2fs says .*No space left"):
+    with pytest.raises(
+        StorageError, match=r"making the root file system failed: mke2fs says .*No space left"
+    ):
         build()
     names = os.listdir(mirror.folder / "images")
     assert not [name for name in names if name.startswith("debian-12-pv-")]

@@ -45,7 +45,9 @@ def _copy_drivers(parts: KernelParts, target: str) -> None:
     with open(f"{folder}/modules.dep", "w", encoding="utf-8") as file:
         file.writelines(f"{driver}: {' '.join(dependencies[driver])}\n" for driver in sorted(drivers))
     with open(f"{target}/wanted", "w", encoding="utf-8") as file:
-        file.write(" ".join(DRIVERS_AT_BOOT) + "\n")
+        # modprobe -a stops at the first name without a module: a driver that is built into the kernel.
+        found = {os.path.basename(driver) for driver in drivers}
+        file.write(" ".join(name for name in DRIVERS_AT_BOOT if name + ".ko" in found) + "\n")
 
 
 def _extract(tar: tarfile.TarFile, member: str, path: str) -> None:
