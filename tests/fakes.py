@@ -10,28 +10,19 @@ from crannog.adapters.storage.qcow2 import Qcow2Pool
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
 from crannog.core.announcement import AgentStatus
+
+# The values that cross the ports are imported here only: the tests take them from this module.
+from crannog.core.domain import Boot, Channel, Disk, DomainInfo, DomainSpec, DomainState, DomainUsage, HostCapabilities
 from crannog.core.registry import DEFAULT_POOL, Registry
 from crannog.core.startup import StartFacts
 from crannog.core.vms import LocalVM, QubeBase
+from crannog.core.volumes import Location
 from crannog.daemon.inventory import Inventory
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
 from crannog.errors import HypervisorError
-
-# The values that cross the ports are imported here only: the tests take them from this module.
-from crannog.ports.hypervisor import (
-    Boot,
-    Channel,
-    Disk,
-    DomainInfo,
-    DomainSpec,
-    DomainState,
-    DomainUsage,
-    HostCapabilities,
-    StateListener,
-)
-from crannog.ports.storage import Location
+from crannog.ports.hypervisor import StateListener
 
 __all__ = ["Boot", "Channel", "Disk", "DomainInfo", "DomainState", "DomainUsage", "HostCapabilities", "Location"]
 

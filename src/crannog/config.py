@@ -10,9 +10,7 @@ The tools import this module at every start, so it imports nothing but `os` and 
 import os
 
 from crannog.errors import StorageError, ValueRefusedError
-
-SUN_PATH_MAX = 107
-"""Longest unix socket path in bytes, without the final NUL (unix(7), sun_path)."""
+from crannog.shortpath import short_path
 
 ACCELERATORS = ("auto", "kvm", "tcg")
 
@@ -54,7 +52,8 @@ class Paths:
         self.kernels = self.pools + "/linux-kernel"
         self.logs = self.home + "/log"
         self.daemon_log = self.logs + "/crannogd.log"
-        self.run = self.home + "/run"
+        # Sockets are used under the home's short path; everything else under its own.
+        self.run = short_path(self.home) + "/run"
         self.daemon_lock = self.run + "/crannogd.lock"
         self.daemon_socket = self.run + "/crannogd.sock"
 

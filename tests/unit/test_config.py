@@ -77,7 +77,7 @@ def test_settings_from_file_and_environment(tmp_path: Path, monkeypatch: pytest.
         (b"accel = 'xen'", ValueRefusedError, "'xen'"),
         (b"[accel]", ValueRefusedError, "'accel'"),
         (b"__class__ = 'x'", ValueRefusedError, "'__class__'"),
-        (b"accel = ", StorageError, "line 1"),
+        (b"accel = \n", StorageError, "line 1"),
         (b"accel = '\xff'", StorageError, "settings file"),
     ],
 )

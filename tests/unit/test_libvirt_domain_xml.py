@@ -8,8 +8,8 @@ import pytest
 from lxml import etree
 
 from crannog.adapters.libvirt.domain_xml import build_domain_xml
+from crannog.core.domain import Boot, Channel, Disk, DomainSpec
 from crannog.errors import HypervisorError
-from crannog.ports.hypervisor import Boot, Channel, Disk, DomainSpec
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EMULATOR = "/usr/bin/qemu-system-x86_64"

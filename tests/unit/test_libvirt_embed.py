@@ -3,80 +3,21 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from crannog.adapters.libvirt import embed
 from crannog.adapters.libvirt.console import shorten_log, start_log
-from crannog.adapters.libvirt.embed import ROOT_MAX, EmbeddedRoot, isolation_gaps, short_path
+from crannog.adapters.libvirt.embed import EmbeddedRoot, isolation_gaps
 from crannog.errors import HypervisorError
-
-LONG = "/" + "x" * ROOT_MAX
-
-
-@pytest.fixture
-def aliases() -> Iterator[str]:
-    folder = Path(f"/tmp/cr-{os.getpid()}")
-    yield str(folder)
-    for name in folder.glob("*"):
-        name.unlink()
-    if folder.is_dir():
-        folder.rmdir()
+from crannog.shortpath import short_path
 
 
-def test_a_short_folder_is_used_as_it_is(aliases: str) -> None:
-    folder = "/" + "x" * (ROOT_MAX - 1)
-    assert short_path(folder, aliases) == folder
-    assert not os.path.exists(aliases)
-
-
-def test_a_long_folder_gets_the_same_alias_each_time(aliases: str) -> None:
-    alias = short_path(LONG, aliases)
-    assert len(alias) <= ROOT_MAX
-    assert os.readlink(alias) == LONG
-    assert short_path(LONG, aliases) == alias
-    assert os.stat(aliases).st_mode & 0o777 == 0o700
-
-
-def test_an_alias_that_points_elsewhere_is_replaced(aliases: str) -> None:
-    alias = short_path(LONG, aliases)
-    os.unlink(alias)
-    os.symlink("/elsewhere", alias)
-    assert os.readlink(short_path(LONG, aliases)) == LONG
-
-
-def test_a_folder_that_others_can_write_to_is_refused(aliases: str) -> None:
-    os.mkdir(aliases)
-    os.chmod(aliases, 0o777)
-    with pytest.raises(HypervisorError, match="not a folder of this user alone"):
-        short_path(LONG, aliases)
-
-
-def test_a_planted_link_is_refused(aliases: str, tmp_path: Path) -> None:
-    os.symlink(tmp_path, aliases)
-    try:
-        with pytest.raises(HypervisorError, match="not a folder of this user alone"):
-            short_path(LONG, aliases)
-    finally:
-        os.unlink(aliases)
-
-
-def test_a_home_without_any_short_path_is_refused() -> None:
-    with pytest.raises(HypervisorError, match="use a shorter CRANNOG_HOME"):
-        short_path(LONG, LONG)
-
-
-def test_the_longest_monitor_socket_fits() -> None:
-    assert len("/" * ROOT_MAX + embed._LONGEST_SOCKET) == 107
-
-
-def test_capabilities_travel_to_the_next_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed, "short_path", lambda folder, _aliases: folder)
+def test_capabilities_travel_to_the_next_home(tmp_path: Path) -> None:
     first, second, cache = tmp_path / "a", tmp_path / "b", str(tmp_path / "cache")
     root = EmbeddedRoot(str(first), cache)
-    assert root.prepare() == f"qemu:///embed?root={first}/vmm"
+    assert root.prepare() == f"qemu:///embed?root={short_path(str(first))}/vmm"
     probed = first / "vmm/cache/qemu/capabilities/0123.xml"
     probed.write_text("<old/>")
     os.utime(probed, (1, 1))

@@ -1,4 +1,4 @@
-"""One home with both templates is shared by the tests of this folder; whoever breaks things makes a home of their own."""
+"""One home with both templates is shared by the tests of this folder; whoever breaks things makes another."""
 
 from collections.abc import Iterator
 

@@ -17,10 +17,10 @@ from uuid import uuid4
 import pytest
 
 from crannog.adapters.libvirt.connection import LibvirtHypervisor
-from crannog.adapters.libvirt.embed import EmbeddedRoot
 from crannog.config import Paths, Settings
+from crannog.core.domain import Boot, Disk, DomainSpec
 from crannog.errors import InUseError
-from crannog.ports.hypervisor import Boot, Disk, DomainSpec
+from crannog.shortpath import short_path
 
 pytestmark = pytest.mark.vm
 
@@ -91,10 +91,8 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     path = Path(f"/tmp/cr-{os.getpid()}") if request.param == "short" else tmp_path / ("long" * 20)
     path.mkdir(parents=True)
     yield path
-    alias = EmbeddedRoot(str(path), "")
-    alias.prepare()
-    if os.path.islink(alias.path):
-        os.unlink(alias.path)
+    if os.path.islink(short_path(str(path))):
+        os.unlink(short_path(str(path)))
     shutil.rmtree(path)
 
 

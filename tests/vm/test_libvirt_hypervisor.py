@@ -17,8 +17,9 @@ import pytest_asyncio
 from crannog.adapters.libvirt.accel import choose_accel, find_emulator, runs_guest
 from crannog.adapters.libvirt.connection import LibvirtHypervisor
 from crannog.config import Paths, Settings
+from crannog.core.domain import Boot, Channel, Disk, DomainSpec, DomainState
 from crannog.errors import HypervisorError
-from crannog.ports.hypervisor import Boot, Channel, Disk, DomainSpec, DomainState, Hypervisor
+from crannog.ports.hypervisor import Hypervisor
 
 pytestmark = pytest.mark.vm
 

@@ -59,8 +59,7 @@ def test_b12_a_template_runs_together_with_its_vms(shared_home: Home, running: s
 def test_b12_a_standalone_hvm_serves_as_template_but_never_at_the_same_time(shared_home: Home) -> None:
     home = shared_home
     image = glob.glob(f"{home.path}/pools/vm-pool/debian-12-hvm-*/root.*.img")[-1]
-    create = ["qvm-create", "--class", "StandaloneVM", "--property", "virt_mode=hvm", "--root-copy-from", image, "alone"]
-    home.ok(*create)
+    home.ok("qvm-create", "-C", "StandaloneVM", "--property", "virt_mode=hvm", "--root-copy-from", image, "alone")
     home.ok("qvm-create", "--template", "alone", "child")
     home.ok("qvm-start", "--no-wait", "child")
     assert "while child runs" in home.fails(6, "qvm-start", "alone")
@@ -120,7 +119,8 @@ def unfilter(kind: int, line: bytes, above: bytes) -> bytes:
 def test_stages_and_plan_are_shown(shared_home: Home, work: str) -> None:
     plan = shared_home.ok("qvm-start", "--dry-run", work)
     assert shared_home.state(work) == "Halted"
-    assert [line.split()[0] for line in plan.splitlines()] == ["prepare", "prepare", "start", "create", "resume", "wait"]
+    verbs = ["prepare", "prepare", "start", "create", "resume", "wait"]
+    assert [line.split()[0] for line in plan.splitlines()] == verbs
     stages = shared_home.ok("qvm-start", "--verbose", work)
     assert all(stage in stages for stage in ("volume ready", "domain created", "running", "agent answers", "in all"))
 

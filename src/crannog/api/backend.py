@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from crannog.core.domain import DomainUsage, HostCapabilities
 from crannog.core.plan import Plan
 from crannog.core.properties import Holder
 from crannog.core.registry import Registry
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM, QubeBase
-from crannog.ports.hypervisor import DomainUsage
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class Backend(Protocol):
 
     async def import_volume(self, vm: LocalVM, name: str, path: str) -> None:
         """Make the raw image at `path` the content of a halted VM's volume."""
+
+    async def capabilities(self) -> HostCapabilities:
+        """Return what this host can run."""
 
     async def diagnose(self) -> list[str]:
         """Return what this host can and cannot do, a sentence each."""

@@ -92,6 +92,13 @@ async def import_kernel(call: Call) -> None:
     await call.backend.import_kernel(call.argument, call.path())
 
 
+@method("crannog.Capabilities", ADMIN)
+async def capabilities(call: Call) -> str:
+    """Return what the host can run, as `key=value` lines."""
+    found = await call.backend.capabilities()
+    return f"accel={found.accel}\nhvm={found.has_hvm}\nemulator={found.emulator}\n"
+
+
 @method("crannog.Diagnose", ADMIN)
 async def diagnose(call: Call) -> str:
     """Return what the host can and cannot do, a sentence a line."""

@@ -7,7 +7,7 @@ everything else that a tool does.
 import _socket
 import errno
 
-from crannog.config import SUN_PATH_MAX, Paths
+from crannog.config import Paths
 from crannog.errors import CrannogError, DaemonError, VMNotFoundError, from_wire
 
 _CHUNK = 262144
@@ -70,11 +70,6 @@ class Client:
 
     def _try_connect(self) -> "_socket.socket | None":
         path = self.paths.daemon_socket
-        if len(path.encode()) > SUN_PATH_MAX:
-            raise DaemonError(
-                f"the path of the socket {path} is too long for unix sockets ({SUN_PATH_MAX} bytes); "
-                f"set CRANNOG_HOME to a shorter path"
-            )
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
         try:
             connection.connect(path)

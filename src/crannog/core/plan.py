@@ -7,8 +7,8 @@ print a plan and a test can compare it. Each step says its own name; what it doe
 from dataclasses import dataclass
 from typing import ClassVar
 
+from crannog.core.domain import DomainSpec
 from crannog.core.volumes import Volume
-from crannog.ports.hypervisor import DomainSpec
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Registry(Holder):
         ),
     )  # fmt: skip
     _BY_NAME: ClassVar[dict[str, Property]] = {p.name: p for p in GLOBALS}
-    kernelopts = "root=/dev/vda rw console=ttyS0 quiet"
+    kernelopts = "root=/dev/vda rw console=ttyS0 quiet no_timer_check cryptomgr.notests"
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from crannog.core.domain import Boot, Channel, Disk, DomainSpec, HostCapabilities
 from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc, Step
 from crannog.core.vms import LocalVM
-from crannog.core.volumes import Volume
+from crannog.core.volumes import Location, Volume
 from crannog.errors import StartError, VMNotHaltedError
-from crannog.ports.hypervisor import Boot, Channel, Disk, DomainSpec, HostCapabilities
-from crannog.ports.storage import Location
 
 AGENT_CHANNEL = "org.crannog.agent.0"
 
@@ -56,7 +55,7 @@ def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
     volumes = [_ready(vm, volume) for volume in vm.volumes.values()]
     spec = _domain(vm, request, facts, volumes)
     steps: list[Step] = [PrepareVolume(volume) for volume in volumes]
-    steps += [StartRpc(vm.uuid, vm.name, str(vm.get("default_user"))), CreatePaused(spec), Resume(vm.uuid)]
+    steps += [StartRpc(vm.uuid, vm.name, chosen_user(vm)), CreatePaused(spec), Resume(vm.uuid)]
     if expects_agent(vm) if request.wait is None else request.wait:
         steps.append(AwaitAgent(vm.uuid, vm.name, int(vm.get("qrexec_timeout")), facts.console_log))
     return tuple(steps)
@@ -65,6 +64,15 @@ def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
 def expects_agent(vm: LocalVM) -> bool:
     """Tell whether the VM, or its template, has announced an agent (design.md, B13)."""
     return vm.feature("qrexec") == "1"
+
+
+def chosen_user(vm: LocalVM) -> str:
+    """Return the user that commands run as if somebody chose one for the VM or its template, else nothing.
+
+    Then the agent decides, which knows what users the guest has.
+    """
+    owner = next((v for v in (vm, vm.template) if v and not v.is_default("default_user")), None)
+    return str(owner.get("default_user")) if owner else ""
 
 
 def _check_state(vm: LocalVM, facts: StartFacts) -> None:

@@ -3,8 +3,8 @@
 Adding a mode is adding a class here; nothing else in the package asks "is it hvm?".
 """
 
+from crannog.core.domain import Boot
 from crannog.errors import ValueRefusedError
-from crannog.ports.hypervisor import Boot
 
 
 class VirtMode:

@@ -35,3 +35,11 @@ class Volume:
     def with_source(self, vid: str, size: int) -> "Volume":
         """Return this volume as a layer over another one."""
         return replace(self, source=vid, size=size)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a started volume is found on the host: absolute path, and image format as QEMU calls it."""
+
+    path: str
+    format: str

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from crannog.api.backend import NewVM
 from crannog.core.announcement import AgentState, AgentStatus, Announcement
+from crannog.core.domain import DomainUsage, HostCapabilities
 from crannog.core.plan import Plan
 from crannog.core.properties import Holder
 from crannog.core.registry import Registry
@@ -16,7 +17,6 @@ from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
 from crannog.errors import CrannogError, StorageError, ValueRefusedError, VMNotHaltedError, VMNotRunningError
-from crannog.ports.hypervisor import DomainUsage
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,10 @@ class Inventory:
             volume = vm.volumes[name]
             vm.volumes[name] = await self._world.pools[volume.pool].import_file(volume, path)
             self._world.store.save(self.registry)
+
+    async def capabilities(self) -> HostCapabilities:
+        """Return what this host can run."""
+        return await self._world.hypervisor.capabilities()
 
     async def diagnose(self) -> list[str]:
         """Return what this host can and cannot do, a sentence each."""

@@ -4,9 +4,10 @@ import asyncio
 import logging
 from typing import Any
 
+from crannog.core.domain import DomainState
 from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc
 from crannog.core.registry import Registry
-from crannog.core.startup import StartFacts, StartRequest, plan_start
+from crannog.core.startup import StartFacts, StartRequest, chosen_user, plan_start
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.agents import AgentWatch
 from crannog.daemon.machines import Machines
@@ -20,7 +21,6 @@ from crannog.errors import (
     VMNotHaltedError,
     VMNotRunningError,
 )
-from crannog.ports.hypervisor import DomainState
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Lifecycle:
             if isinstance(vm, LocalVM) and info.state is DomainState.RUNNING:
                 log.info("%s: still running, adopted", vm.name)
                 self._machines.note(info)
-                await self._world.agents.adopt(vm.uuid, vm.name, str(vm.get("default_user")))
+                await self._world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
             else:
                 log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
                 await self._world.hypervisor.destroy(info.uuid)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from crannog.ports.hypervisor import DomainInfo, DomainState
+from crannog.core.domain import DomainInfo, DomainState
 
 _POWER_STATES = {
     DomainState.RUNNING: "Running",

@@ -22,6 +22,7 @@ from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
 from crannog.errors import CrannogError, DaemonError, StorageError
 from crannog.rpc.agents import VMProcesses
+from crannog.shortpath import provide_short_path
 
 log = logging.getLogger("crannog.daemon")
 
@@ -33,7 +34,9 @@ def take_lock(paths: Paths) -> int:
     StorageError when the home cannot be used.
     """
     try:
-        for folder in (paths.home, paths.run, paths.logs, paths.pools):
+        os.makedirs(paths.home, mode=0o700, exist_ok=True)
+        provide_short_path(paths.home)
+        for folder in (paths.run, paths.logs, paths.pools):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         lock = os.open(paths.daemon_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

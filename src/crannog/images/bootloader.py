@@ -33,9 +33,7 @@ def install_grub(disk: str) -> None:
         with open(f"{_GRUB}/boot.img", "rb") as file:
             boot_code = file.read()[:_BOOT_CODE]
     except OSError as error:
-        raise StorageError(
-            "making hvm images needs GRUB for BIOS: install the package grub-pc-bin"
-        ) from error
+        raise StorageError("making hvm images needs GRUB for BIOS: install the package grub-pc-bin") from error
     core = disk + ".core"
     command = [
         "grub-mkimage",

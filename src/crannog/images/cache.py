@@ -62,9 +62,7 @@ class ImageCache:
         except CrannogError:
             raise
         except OSError as error:
-            raise StorageError(
-                f"the image cache {self.path} cannot be used: {error.strerror or error}"
-            ) from error
+            raise StorageError(f"the image cache {self.path} cannot be used: {error.strerror or error}") from error
         return final
 
     def _build(self, final: str, build: Callable[[str], None]) -> None:

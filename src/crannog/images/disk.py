@@ -78,9 +78,7 @@ _DISKS: dict[str, RootDisk] = {disk.virt_mode: disk for disk in (PvDisk(), HvmDi
 def disk_for(virt_mode: str) -> RootDisk:
     """Return the layout for a virt_mode; ValueRefusedError, which lists the known ones, if there is none."""
     if virt_mode not in _DISKS:
-        raise ValueRefusedError(
-            f"no template is built for virt_mode '{virt_mode}': known are {', '.join(_DISKS)}"
-        )
+        raise ValueRefusedError(f"no template is built for virt_mode '{virt_mode}': known are {', '.join(_DISKS)}")
     return _DISKS[virt_mode]
 
 

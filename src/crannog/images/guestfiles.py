@@ -61,10 +61,7 @@ def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
         GuestFile("etc/inittab", content=read_file("inittab")),
         GuestFile("usr/sbin/init", target="../bin/busybox"),
         GuestFile("usr/sbin/modprobe", target="../bin/busybox"),
-        *(
-            GuestFile(f"usr/sbin/{name}", target=f"/{LIBRARY}/shutdown")
-            for name in ("poweroff", "reboot", "halt")
-        ),
+        *(GuestFile(f"usr/sbin/{name}", target=f"/{LIBRARY}/shutdown") for name in ("poweroff", "reboot", "halt")),
         # Where busybox acpid looks for what the power button does.
         GuestFile("etc/acpi", folder),
         GuestFile("etc/acpi/PWRF", folder),

@@ -16,7 +16,7 @@ class AgentLinks(Protocol):
         """Have `listener` called whenever an agent comes, goes or announces itself."""
 
     async def start(self, uuid: str, name: str, default_user: str) -> None:
-        """Start the VM's RPC process."""
+        """Start the VM's RPC process. Commands run as `default_user`; as the agent's own choice when it is empty."""
 
     async def adopt(self, uuid: str, name: str, default_user: str) -> None:
         """Find the RPC process of a VM that runs already; start one when there is none."""

@@ -1,17 +1,8 @@
 """What Crannog asks of a storage pool."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
-from crannog.core.volumes import Volume
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a started volume is found on the host: absolute path, and image format as QEMU calls it."""
-
-    path: str
-    format: str
+from crannog.core.volumes import Location, Volume
 
 
 class Pool(Protocol):

@@ -97,7 +97,7 @@ class VMProcesses:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-m", "crannog.rpc.vm_process", "--name", name),
                 *("--channel", self._paths.channel_socket(uuid), "--listen", self._paths.rpc_socket(name)),
-                *("--default-user", default_user),
+                *(("--default-user", default_user) if default_user else ()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log_file,

@@ -15,18 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 from crannog.adapters.libvirt import console, driver, failures, orphans
 from crannog.adapters.libvirt.accel import AccelChoice, choose_accel, find_emulator
 from crannog.adapters.libvirt.domain_xml import build_domain_xml
-from crannog.adapters.libvirt.embed import URI, EmbeddedRoot
+from crannog.adapters.libvirt.embed import URI, EmbeddedRoot, isolation_gaps
 from crannog.adapters.libvirt.screenshot import take_screenshot
 from crannog.config import Paths, Settings
+from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainUsage, HostCapabilities
 from crannog.errors import HypervisorError
-from crannog.ports.hypervisor import (
-    DomainInfo,
-    DomainSpec,
-    DomainState,
-    DomainUsage,
-    HostCapabilities,
-    StateListener,
-)
+from crannog.ports.hypervisor import StateListener
 
 if TYPE_CHECKING:
     import libvirt
@@ -192,6 +186,15 @@ class LibvirtHypervisor:
             return True
 
         return HostCapabilities(choice.accel, await self._run(ask), emulator)
+
+    async def diagnose(self) -> list[str]:
+        """Return what this host can and cannot do, a sentence each."""
+        capabilities = await self.capabilities()
+        _, choice = await self._find_host()
+        sentences = [f"VMs run with {choice.accel}: {choice.reason}."]
+        can = "can" if capabilities.has_hvm else "cannot"
+        sentences.append(f"This host {can} run HVMs; the emulator is {capabilities.emulator}.")
+        return sentences + [f"Isolation: {gap}." for gap in isolation_gaps()]
 
     # -- domains
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 from lxml import etree
 
+from crannog.core.domain import Boot, Channel, Disk, DomainSpec
 from crannog.errors import HypervisorError
-from crannog.ports.hypervisor import Boot, Channel, Disk, DomainSpec
 
 _SLOT_VIDEO = 0x01
 _SLOT_CHANNELS = 0x02

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from crannog.core.domain import DomainState
 from crannog.errors import HypervisorError
-from crannog.ports.hypervisor import DomainState
 
 if TYPE_CHECKING:
     import libvirt

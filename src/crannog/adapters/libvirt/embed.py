@@ -5,22 +5,16 @@ can open only one folder in its life, and a QEMU outlives both; the next process
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from urllib.parse import quote
 
-from crannog.config import SUN_PATH_MAX
 from crannog.errors import HypervisorError
+from crannog.shortpath import provide_short_path, short_path
 
 URI = "qemu:///embed"
 
-_LONGEST_SOCKET = "/lib/qemu/domain-999999-" + "n" * 20 + "/monitor.sock"
-"""Below the root; libvirt cuts a domain's name to 20 characters there (virDomainDefGetShortName)."""
-
-ROOT_MAX = SUN_PATH_MAX - len(_LONGEST_SOCKET)
 _CAPABILITIES = "cache/qemu/capabilities"
 
 _CAP_SYS_ADMIN = 21
@@ -91,43 +85,6 @@ def _write_if_changed(path: str, text: str) -> None:
         file.write(text)
 
 
-def _alias_folder() -> str:
-    if _is_root():
-        return "/run/crannog-0"
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    return f"{runtime}/crannog" if runtime.startswith("/") else f"/tmp/crannog-{os.geteuid()}"  # noqa: S108
-
-
-def _make_private(folder: str) -> None:
-    # In a folder that anyone may write to, a name that can be foreseen may have been taken by somebody else.
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
-    status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise HypervisorError(f"{folder} is not a folder of this user alone: remove it, then start crannogd again")
-
-
-def short_path(folder: str, alias_folder: str) -> str:
-    """Return a path to `folder` that leaves room for libvirt's monitor sockets (at most `ROOT_MAX` bytes).
-
-    That is `folder` itself, or a symbolic link in `alias_folder` whose name follows from `folder`, so that the next
-    daemon finds running domains under the same path. Raises HypervisorError when neither is short enough.
-    """
-    if len(os.fsencode(folder)) <= ROOT_MAX:
-        return folder
-    alias = os.path.join(alias_folder, hashlib.sha256(os.fsencode(folder)).hexdigest()[:12])
-    if len(os.fsencode(alias)) > ROOT_MAX:
-        raise HypervisorError(
-            f"{folder} is too long for unix sockets below it (at most {ROOT_MAX} bytes): use a shorter CRANNOG_HOME"
-        )
-    _make_private(alias_folder)
-    if not os.path.islink(alias) or os.readlink(alias) != folder:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(alias)
-        os.symlink(folder, alias)
-    return alias
-
-
 class EmbeddedRoot:
     """The folder `home`/vmm, made ready for the driver.
 
@@ -135,18 +92,19 @@ class EmbeddedRoot:
     """
 
     def __init__(self, home: str, cache: str) -> None:
+        self._home = home
         self._folder = os.path.join(home, "vmm")
         self._shared = os.path.join(cache, "libvirt/capabilities")
-        self.path = self._folder
+        self.path = short_path(home) + "/vmm"
 
     def prepare(self) -> str:
         """Make the folder ready and return the URI that opens it.
 
-        Raises HypervisorError when it cannot be made, or its path is too long for sockets.
+        Raises HypervisorError when it cannot be made, StorageError when its path is too long for sockets.
         """
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            self.path = short_path(self._folder, _alias_folder())
+            provide_short_path(self._home)
             for name in ("etc", "log", _CAPABILITIES):
                 os.makedirs(os.path.join(self._folder, name), exist_ok=True)
             _write_if_changed(self._folder + "/etc/qemu.conf", _configuration())

@@ -17,9 +17,8 @@ import shutil
 from dataclasses import replace
 
 from crannog.adapters.storage.process import run_tool, space_hint
-from crannog.core.volumes import Volume
+from crannog.core.volumes import Location, Volume
 from crannog.errors import StorageError
-from crannog.ports.storage import Location
 
 _HALF_MADE = ".new-"
 _HALF_MADE_FILE = ".new"

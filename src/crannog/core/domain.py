@@ -1,0 +1,99 @@
+"""What is said of domains between the planners and a hypervisor: values, nothing else.
+
+A *domain* is what the hypervisor runs for a VM. One exists from its creation until it ends, and never outside that
+time (design.md, B3).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class DomainState(StrEnum):
+    """The state of a domain, as the hypervisor tells it. A VM without a domain is halted."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
+    DYING = "dying"
+    CRASHED = "crashed"
+    ABSENT = "absent"
+
+
+class Boot(StrEnum):
+    """How the guest's first code is found."""
+
+    KERNEL = "kernel"
+    """The host hands over kernel and initramfs (pv, pvh)."""
+    DISK = "disk"
+    """The firmware boots the first disk (hvm)."""
+    CDROM = "cdrom"
+    """The firmware boots the CD-ROM (hvm)."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One block device. `path` is absolute; `target` is the guest's name for it (vda, vdb, sda)."""
+
+    path: str
+    target: str
+    bus: str = "virtio"
+    format: str = "qcow2"
+    device: str = "disk"
+    is_readonly: bool = False
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A named byte channel into the guest: `name` as the guest sees it, `path` of the host's unix socket."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """Everything that a hypervisor needs to know to create one domain. Memory is in MiB."""
+
+    uuid: str
+    name: str
+    virt_mode: str
+    memory: int
+    vcpus: int
+    boot: Boot
+    disks: tuple[Disk, ...]
+    channels: tuple[Channel, ...]
+    console_log: str
+    kernel: str = ""
+    initrd: str = ""
+    kernelopts: str = ""
+    has_display: bool = False
+    display_socket: str = ""
+    """Unix socket on which the device model serves its screen (VNC); empty: the screen is only photographed."""
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """One domain that exists now. `xid` is the hypervisor's running number for it."""
+
+    uuid: str
+    name: str
+    state: DomainState
+    xid: int
+
+
+@dataclass(frozen=True)
+class DomainUsage:
+    """What a domain uses: `memory` and `memory_max` in KiB, `cpu_time` in ns since its start."""
+
+    memory: int
+    memory_max: int
+    cpu_time: int
+
+
+@dataclass(frozen=True)
+class HostCapabilities:
+    """What this host can run."""
+
+    accel: str
+    has_hvm: bool
+    emulator: str

@@ -1,0 +1,71 @@
+"""Short names for long homes: a unix socket's path has at most 107 bytes (unix(7), sun_path).
+
+A home that is too long gets a symbolic link whose name follows from its path, so that tools, daemons and libvirt find
+the sockets in it under the same short path, each time.
+"""
+
+import os
+
+from crannog.errors import StorageError
+
+SUN_PATH_MAX = 107
+"""Longest unix socket path in bytes, without the final NUL."""
+
+LONGEST_SOCKET = "/vmm/lib/qemu/domain-999999-" + "n" * 20 + "/monitor.sock"
+"""Longest path below a home: libvirt's, which cuts a domain's name to 20 characters (virDomainDefGetShortName)."""
+
+HOME_MAX = SUN_PATH_MAX - len(LONGEST_SOCKET)
+"""Longest home that needs no other name, in bytes."""
+
+
+def find_alias_folder() -> str:
+    """Return the folder of this user's short names."""
+    if os.geteuid() == 0:
+        return "/run/crannog-0"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return f"{runtime}/crannog" if runtime.startswith("/") else f"/tmp/crannog-{os.geteuid()}"  # noqa: S108
+
+
+def short_path(home: str, alias_folder: str = "") -> str:
+    """Return the path under which sockets below `home` are used: itself, or its short name. Touches nothing."""
+    if len(os.fsencode(home)) <= HOME_MAX:
+        return home
+    import hashlib
+
+    return f"{alias_folder or find_alias_folder()}/{hashlib.sha256(os.fsencode(home)).hexdigest()[:12]}"
+
+
+def provide_short_path(home: str, alias_folder: str = "") -> str:
+    """Return `short_path(home)` after making the link, if it takes one.
+
+    Raises StorageError when the folder of short names is not this user's alone, or is itself too long.
+    """
+    alias_folder = alias_folder or find_alias_folder()
+    alias = short_path(home, alias_folder)
+    if alias == home:
+        return home
+    if len(os.fsencode(alias)) > HOME_MAX:
+        raise StorageError(
+            f"{home} is too long for unix sockets below it (at most {HOME_MAX} bytes): use a shorter one"
+        )
+    try:
+        _make_private(alias_folder)
+        if not os.path.islink(alias) or os.readlink(alias) != home:
+            if os.path.lexists(alias):
+                os.unlink(alias)
+            os.symlink(home, alias)
+    except OSError as error:
+        raise StorageError(f"{home} gets no short name in {alias_folder}: {error.strerror}") from error
+    return alias
+
+
+def _make_private(folder: str) -> None:
+    import contextlib
+    import stat
+
+    # In a folder that anyone may write to, a name that can be foreseen may have been taken by somebody else.
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise StorageError(f"{folder} is not a folder of this user alone: remove it, then try again")

@@ -1,0 +1,84 @@
+"""Pool linux-kernel: a kernel is added whole or not at all, and never outside its folder."""
+
+from pathlib import Path
+
+import pytest
+
+from crannog.adapters.storage.kernels import KernelPool
+from crannog.errors import CrannogError, StorageError
+
+FILES = ("vmlinuz", "initramfs")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for file in FILES:
+        (folder / file).write_text(file)
+    return folder
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> KernelPool:
+    return KernelPool(str(tmp_path / "pools" / "linux-kernel"))
+
+
+def entries(pool: KernelPool) -> list[str]:
+    return sorted(path.name for path in Path(pool.folder).iterdir())
+
+
+async def test_an_added_kernel_is_found(pool: KernelPool, source: Path) -> None:
+    await pool.add("6.1.0-44-cloud-amd64", str(source))
+    assert pool.files("6.1.0-44-cloud-amd64") == tuple(f"{pool.folder}/6.1.0-44-cloud-amd64/{file}" for file in FILES)
+    assert entries(pool) == ["6.1.0-44-cloud-amd64"]
+
+
+async def test_an_extracted_kernel_comes_first(pool: KernelPool, source: Path) -> None:
+    (source / "vmlinux").touch()
+    await pool.add("6.1", str(source))
+    assert pool.files("6.1")[0].endswith("/vmlinux")
+
+
+async def test_a_kernel_is_replaced(pool: KernelPool, source: Path) -> None:
+    await pool.add("6.1", str(source))
+    (source / "initramfs").write_text("newer")
+    await pool.add("6.1", str(source))
+    assert Path(pool.files("6.1")[1]).read_text() == "newer"
+    assert entries(pool) == ["6.1"]
+
+
+@pytest.mark.parametrize("missing", FILES)
+async def test_half_a_kernel_is_refused_and_the_old_one_stays(pool: KernelPool, source: Path, missing: str) -> None:
+    await pool.add("6.1", str(source))
+    (source / missing).unlink()
+    with pytest.raises(StorageError, match="missing"):
+        await pool.add("6.1", str(source))
+    assert entries(pool) == ["6.1"]
+    assert pool.files("6.1")
+
+
+async def test_a_source_that_is_not_there(pool: KernelPool, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"kernel 6\.1 cannot be added"):
+        await pool.add("6.1", str(tmp_path / "absent"))
+    assert entries(pool) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "../x", "a/b", "a" * 30 + "/../../x", "a b", "a\0b", "\u00e9"]
+)
+async def test_a_name_that_leaves_the_pool_is_refused(pool: KernelPool, source: Path, name: str) -> None:
+    await pool.add("6.1", str(source))
+    other = Path(pool.folder).parent / "vm-pool"
+    other.mkdir()
+    with pytest.raises(CrannogError):
+        await pool.add(name, str(source))
+    assert entries(pool) == ["6.1"]
+    assert sorted(path.name for path in other.parent.iterdir()) == ["linux-kernel", "vm-pool"]
+
+
+@pytest.mark.parametrize("name", ["", "6.2", "."])
+def test_a_missing_kernel_is_named_with_the_next_step(pool: KernelPool, name: str) -> None:
+    with pytest.raises(CrannogError) as caught:
+        pool.files(name)
+    assert f"'{name}'" in str(caught.value)
