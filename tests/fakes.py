@@ -10,9 +10,16 @@ from crannog.adapters.storage.qcow2 import Qcow2Pool
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
 from crannog.core.announcement import AgentStatus
-
-# The values that cross the ports are imported here only: the tests take them from this module.
-from crannog.core.domain import Boot, Channel, Disk, DomainInfo, DomainSpec, DomainState, DomainUsage, HostCapabilities
+from crannog.core.domain import (
+    Boot,
+    Channel,
+    Disk,
+    DomainInfo,
+    DomainSpec,
+    DomainState,
+    DomainUsage,
+    HostCapabilities,
+)
 from crannog.core.registry import DEFAULT_POOL, Registry
 from crannog.core.startup import StartFacts
 from crannog.core.vms import LocalVM, QubeBase

@@ -29,7 +29,7 @@ def pool(tmp_path: Path) -> Qcow2Pool:
 
 @pytest.fixture
 async def filled(pool: Qcow2Pool, tmp_path: Path) -> Qcow2Pool:
-    """A pool with a template whose root is all `t`, and an AppVM that starts from it."""
+    """Return a pool with a template whose root is all `t`, and an AppVM that starts from it."""
     await pool.create((TEMPLATE,))
     await pool.create((LAYER, PRIVATE))
     image = tmp_path / "image"
@@ -294,7 +294,7 @@ async def test_a_tool_that_fails_silently_is_told_with_its_code() -> None:
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB; making one takes root, as the whole suite does."""
+    """Mount a file system of 256 KiB; making one takes root, as the whole suite does."""
     folder = tmp_path / "tiny"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True, timeout=10)

@@ -1,12 +1,12 @@
 """The main job with real guests: templates, both modes, what is kept and what is not (B1, B3, B12, B13)."""
 
 import glob
-import hashlib
 import re
 import zlib
 
 import pytest
 
+from crannog.images.digest import digest_sparse
 from tests.vm.home import Home, wait_until
 
 pytestmark = pytest.mark.vm
@@ -17,8 +17,7 @@ MEMTEST = "/usr/lib/memtest86+/memtest86+x64.iso"
 def digests(home: Home) -> dict[str, str]:
     found = {}
     for path in glob.glob(f"{home.path}/pools/vm-pool/debian-12*/root.*"):
-        with open(path, "rb") as file:
-            found[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path] = digest_sparse(path)
     return found
 
 

@@ -1,9 +1,11 @@
 """qvm-shutdown and qvm-kill: stop VMs."""
 
+import contextlib
+
 from crannog.cli.options import Command, Operand, Option, Values
 from crannog.cli.tool import for_each, run
 from crannog.client.connection import Client
-from crannog.errors import UsageError
+from crannog.errors import UsageError, VMNotRunningError
 
 SHUTDOWN = Command(
     "qvm-shutdown",
@@ -38,13 +40,19 @@ def _shutdown(options: Values) -> int:
         for_each(SHUTDOWN.program, vms, lambda vm: _ask(client, vm, force)) if len(vms) > 1 or not options.wait else 0
     )
     if options.wait:
-        wait = "+".join([*force, "wait"])
-        code = code or for_each(SHUTDOWN.program, vms, lambda vm: _ask(client, vm, [wait]))
+        action = _ask if len(vms) == 1 else _await_halt
+        code = code or for_each(SHUTDOWN.program, vms, lambda vm: action(client, vm, [*force, "wait"]))
     return code
 
 
 def _ask(client: Client, vm: str, words: list[str]) -> None:
     client.call("admin.vm.Shutdown", vm, "+".join(words))
+
+
+def _await_halt(client: Client, vm: str, words: list[str]) -> None:
+    """Wait for a VM that was asked before; it may have halted meanwhile."""
+    with contextlib.suppress(VMNotRunningError):
+        _ask(client, vm, words)
 
 
 def _kill(options: Values) -> int:

@@ -34,6 +34,7 @@ class Lifecycle:
         self._machines = machines
         self._watch = AgentWatch(world, machines)
         self._starts: dict[str, asyncio.Task[list[tuple[str, float]]]] = {}
+        self._shutdowns: dict[str, asyncio.Task[bool]] = {}
         self._chores: set[asyncio.Future[Any]] = set()
         self._runner = Runner(
             {
@@ -97,9 +98,11 @@ class Lifecycle:
         shutdown_timeout (it goes on running). Raises VMNotRunningError for a halted VM.
         """
         self._check_running(vm)
-        self._machines.begin(vm.uuid, "Halting")
-        ended = asyncio.ensure_future(self._shut_down(vm))
-        self._keep(ended)
+        ended = self._shutdowns.get(vm.uuid)
+        if ended is None:
+            self._machines.begin(vm.uuid, "Halting")
+            ended = self._shutdowns[vm.uuid] = asyncio.ensure_future(self._shut_down(vm))
+            ended.add_done_callback(lambda _task: self._shutdowns.pop(vm.uuid, None))
         if wait and not await asyncio.shield(ended):
             raise ShutdownTimeoutError(
                 f"{vm.name} did not shut down within {vm.get('shutdown_timeout')} s and still runs; "
