@@ -98,8 +98,8 @@ def test_help_names_every_part(program: str, capsys: pytest.CaptureFixture[str])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert COMMANDS[program].summary in " ".join(text.split())
-    for part in [*COMMANDS[program].options, *COMMANDS[program].operands]:
-        assert " ".join(part.help.split())[:20] in " ".join(text.split())
+    helps = [option.help for option in COMMANDS[program].options] + [part.help for part in COMMANDS[program].operands]
+    assert all(" ".join(help_.split())[:20] in " ".join(text.split()) for help_ in helps)
 
 
 @pytest.mark.parametrize(
