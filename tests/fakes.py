@@ -1,7 +1,9 @@
 """The smallest stand-ins for hypervisor and agents, and a daemon's inside built around them with the real rest."""
 
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,10 +153,17 @@ class Inside:
         return self.store.load()
 
 
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """Make a folder whose path is short enough for unix sockets below it: those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="cr-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 def build_inside(home: Path) -> Inside:
     """Make the home of a daemon with one kernel, and its inside."""
     paths = Paths(str(home), str(home / "cache"))
-    for folder in (paths.run, paths.logs, f"{paths.kernels}/{KERNEL}"):
+    for folder in (f"{home}/run", paths.logs, f"{paths.kernels}/{KERNEL}"):
         Path(folder).mkdir(parents=True)
     for file in ("vmlinuz", "initramfs"):
         Path(paths.kernels, KERNEL, file).touch()

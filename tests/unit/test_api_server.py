@@ -11,20 +11,21 @@ import pytest
 from crannog.api import server as server_module
 from crannog.api.framing import MAX_REQUEST
 from crannog.api.server import Server
-from tests.fakes import Inside, build_inside, template_and_app
+from tests.fakes import Inside, build_inside, short_folder, template_and_app
 
 Running = tuple[Inside, Server]
 LIST = b"admin.vm.List+ dom0 name work\0"
 
 
 @pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    inside = build_inside(tmp_path)
-    template_and_app(inside.registry)
-    server = Server(inside.inventory, inside.paths.daemon_socket)
-    await server.start()
-    yield inside, server
-    await server.stop()
+async def running() -> AsyncIterator[Running]:
+    with short_folder() as home:
+        inside = build_inside(home)
+        template_and_app(inside.registry)
+        server = Server(inside.inventory, inside.paths.daemon_socket)
+        await server.start()
+        yield inside, server
+        await server.stop()
 
 
 async def ask(inside: Inside, *pieces: bytes, half_close: bool = True) -> bytes:

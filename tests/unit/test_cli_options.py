@@ -48,6 +48,7 @@ def read_with_argparse(command: Command, arguments: list[str]) -> dict[str, Any]
 @example(("qvm-run", ["--user", "root", "work", "ls", "--user", "x"]))
 @example(("qvm-run", ["--", "work", "ls"]))
 @example(("qvm-prefs", ["work", "memory", "--", "-1"]))
+@example(("qvm-prefs", ["a", "--", "--"]))
 def test_the_quick_parser_and_argparse_agree_where_both_accept(line: tuple[str, list[str]]) -> None:
     program, arguments = line
     command = COMMANDS[program]

@@ -11,8 +11,7 @@ from crannog import errors
 from crannog.client.connection import Client
 from crannog.config import Paths
 from crannog.errors import CrannogError, DaemonError, VMNotFoundError
-
-Serve = Callable[[bytes], list[bytes]]
+from tests.fakes import short_folder
 
 
 class OneReply:
@@ -41,9 +40,15 @@ class OneReply:
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Client:
-    (tmp_path / "run").mkdir()
-    return Client(Paths(str(tmp_path), str(tmp_path / "cache")), may_start_daemon=False)
+def home() -> Iterator[Path]:
+    with short_folder() as folder:
+        (folder / "run").mkdir()
+        yield folder
+
+
+@pytest.fixture
+def client(home: Path) -> Client:
+    return Client(Paths(str(home), str(home / "cache")), may_start_daemon=False)
 
 
 @pytest.fixture
@@ -144,8 +149,8 @@ def test_no_daemon(client: Client, is_left_over: bool) -> None:
         client.call("admin.vm.List")
 
 
-def test_a_socket_that_may_not_be_reached(client: Client, tmp_path: Path) -> None:
-    (tmp_path / "run").rmdir()
-    (tmp_path / "run").write_text("a file in the place of the folder")
+def test_a_socket_that_may_not_be_reached(client: Client, home: Path) -> None:
+    (home / "run").rmdir()
+    (home / "run").write_text("a file in the place of the folder")
     with pytest.raises(DaemonError, match="cannot be reached"):
         client.call("admin.vm.List")

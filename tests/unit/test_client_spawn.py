@@ -1,5 +1,6 @@
 """Starting the daemon on demand, with a small script in the daemon's place."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from crannog.client import spawn
 from crannog.client.connection import Client
 from crannog.config import Paths
 from crannog.errors import DaemonError
+from tests.fakes import short_folder
 
 # What stands in for crannogd: called as `SCRIPT -m crannog.daemon --ready-fd N`, it leaves its process id behind.
 HEAD = f"""#!{sys.executable}
@@ -30,7 +32,7 @@ def serve(calls):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(home + "/run/crannogd.sock")
     listener.listen()
-    listener.settimeout(10)
+    listener.settimeout(5)
     os.write(ready, b"1")
     os.close(ready)
     for _ in range(calls):
@@ -58,16 +60,15 @@ print(Client().text("admin.vm.List"))
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (tmp_path / "run").mkdir()
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "crannogd"))
-    yield tmp_path
-    pids = tmp_path / "pids"
-    for pid in pids.read_text().split() if pids.exists() else ():
-        try:
-            os.waitpid(int(pid), 0)
-        except ChildProcessError:
-            continue
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with short_folder() as folder:
+        (folder / "run").mkdir()
+        monkeypatch.setattr(sys, "executable", str(folder / "crannogd"))
+        yield folder
+        pids = folder / "pids"
+        for pid in pids.read_text().split() if pids.exists() else ():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(int(pid), 0)
 
 
 @pytest.fixture
@@ -82,11 +83,11 @@ def daemon(home: Path) -> Callable[[str], Client]:
 
 
 def open_files() -> set[str]:
-    return {
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.exists(f"/proc/self/fd/{fd}")
-    }
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that listed the folder is closed by now
+            found.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return found
 
 
 def test_the_daemon_is_started_and_called(daemon: Callable[[str], Client]) -> None:
@@ -120,15 +121,6 @@ def test_a_daemon_that_dies_at_its_start_gives_its_reason(
         client.call("admin.vm.List")
     assert reason in str(caught.value)
     assert client.paths.daemon_log in str(caught.value)
-    assert open_files() == before
-
-
-def test_a_daemon_that_cannot_be_executed(daemon: Callable[[str], Client], home: Path) -> None:
-    client = daemon("")
-    (home / "crannogd").unlink()
-    before = open_files()
-    with pytest.raises((DaemonError, OSError)):
-        client.call("admin.vm.List")
     assert open_files() == before
 
 

@@ -135,6 +135,20 @@ async def test_a_crashed_session_of_a_template_is_kept(filled: Qcow2Pool) -> Non
     assert holds(filled.locate(TEMPLATE), "x")
 
 
+async def test_a_half_made_layer_never_becomes_a_revision(filled: Qcow2Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut while qemu-img writes leaves a file, but not under the name of a session's layer."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda _path: None)
+        patch.setattr(os, "rename", lambda *_paths: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            await filled.start(TEMPLATE)
+    assert not Path(filled.locate(TEMPLATE).path).exists()
+    before = filled.newest(TEMPLATE.vid)
+    await filled.recover()
+    await filled.stop(TEMPLATE)
+    assert filled.newest(TEMPLATE.vid) == before
+
+
 async def test_revision_ten_is_newer_than_nine(filled: Qcow2Pool) -> None:
     base = Path(filled.folder) / TEMPLATE.vid
     for number in (9, 10):
@@ -213,7 +227,8 @@ async def test_recover_clears_what_was_half_made(filled: Qcow2Pool) -> None:
     before = files(filled)
     Path(filled.folder, ".new-other-3").mkdir()
     Path(filled.folder, ".new-other-3", "root.img").touch()
-    Path(filled.folder, "work-2", "private.import").touch()
+    for file in ("private.new", "root.volatile.qcow2.new"):
+        Path(filled.folder, "work-2", file).touch()
     sentences = await filled.recover()
     assert files(filled) == before
     assert any("other-3" in sentence for sentence in sentences)

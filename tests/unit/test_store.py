@@ -203,10 +203,34 @@ def test_two_vms_with_one_identity_are_refused() -> None:
         qubes_xml.from_bytes(one.replace("</domains>", domain + "</domains>").encode(), KERNELS)
 
 
-def test_a_vm_that_is_its_own_template_is_refused() -> None:
-    data = DOMAIN.format(properties="<property name='template'>alone</property>", rest="")
+@pytest.mark.parametrize("template", ["alone", "other"])
+def test_templates_in_a_circle_are_refused(template: str) -> None:
+    one = DOMAIN.format(properties=f"<property name='template'>{template}</property>", rest="")
+    other = one[one.index("<domain id") : one.index("</domains>")]
+    for old, new in (("alone", "third"), ("other", "alone"), ("third", "other"), ("0001", "0002"), (">5<", ">6<")):
+        other = other.replace(old, new)
+    data = one.replace("</domains>", other + "</domains>").replace("StandaloneVM", "AppVM")
     with pytest.raises(StorageError, match=r"line \d+: "):
-        qubes_xml.from_bytes(data.replace("StandaloneVM", "AppVM").encode(), KERNELS)
+        qubes_xml.from_bytes(data.encode(), KERNELS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("StandaloneVM", "AppVM"),
+        ("StandaloneVM", "AdminVM"),
+        (">5<", ">-3<"),
+        (">00000000-0000-4000-8000-000000000001<", ">x/../../y<"),
+        (">00000000-0000-4000-8000-000000000001<", "><"),
+        ("</properties>", "<property name='klass'>AppVM</property></properties>"),
+        ("</properties>", "<property name='xid'>7</property></properties>"),
+    ],
+)
+def test_an_identity_that_no_vm_has_is_refused(old: str, new: str) -> None:
+    text = DOMAIN.format(properties="", rest="")
+    assert content(qubes_xml.from_bytes(text.encode(), KERNELS))
+    with pytest.raises(StorageError, match=r"line \d+: "):
+        qubes_xml.from_bytes(text.replace(old, new).encode(), KERNELS)
 
 
 BOMB = (

@@ -75,6 +75,20 @@ class Home:
                     found.append(line)
         return found
 
+    def rpc_process(self, vm: str) -> int:
+        """Return the process number of a running VM's RPC process."""
+        wanted = f"crannog.rpc.vm_process\0--name\0{vm}\0".encode(), self.path.encode()
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                line = file.read()
+                if all(word in line for word in wanted):
+                    return int(name)
+        raise AssertionError(f"{vm} has no RPC process")
+
+    def settles(self, files: set[str]) -> None:
+        """Expect that soon no process of a VM is left, and exactly `files`."""
+        wait_until(lambda: not self.processes() and self.files() == files, "nothing is left", timeout=10)
+
     def files(self) -> set[str]:
         """Return the paths of all files that a VM's start can leave, relative to the home."""
         found = set()

@@ -5,7 +5,7 @@ import signal
 import time
 
 from crannog.cli.options import Command, Operand, Values
-from crannog.cli.tool import run, say
+from crannog.cli.tool import refuse_host, run, say
 from crannog.client.connection import Client
 from crannog.config import Paths
 from crannog.errors import DaemonError, UsageError
@@ -26,6 +26,7 @@ STOP_TIMEOUT = 15
 
 
 def _screenshot(options: Values) -> None:
+    refuse_host(options.vm)
     picture = Client().call("crannog.vm.Screenshot", options.vm)
     try:
         with open(options.file, "wb") as file:

@@ -76,6 +76,8 @@ class Command:
         first_of_rest = len(self.operands) - 1
         while arguments:
             word = arguments.pop(0)
+            if word == "--" and not has_rest and "--" in arguments:
+                return None
             if word == "--" or (has_rest and len(words) >= first_of_rest and words):
                 rest = arguments if word == "--" else [word, *arguments]
                 words += rest[1:] if rest[:1] == ["--"] and word != "--" else rest

@@ -3,10 +3,11 @@
 import os
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import run
+from crannog.cli.tool import refuse_odd_word, run
 from crannog.client.connection import Client
-from crannog.errors import CrannogError, UsageError
+from crannog.errors import CrannogError, UsageError, ValueRefusedError
 
+CLASSES = ("AppVM", "StandaloneVM", "TemplateVM")
 COMMAND = Command(
     "qvm-create",
     "Create a VM. It is halted then; qvm-start starts it.",
@@ -30,9 +31,14 @@ COMMAND = Command(
 
 def _create(options: Values) -> None:
     properties = [_split(text) for text in options.property]
+    klass = getattr(options, "class")
+    if klass not in CLASSES:
+        raise ValueRefusedError(f"VMs of class '{klass}' cannot be created; the classes are {', '.join(CLASSES)}")
+    refuse_odd_word("the name of a VM", options.name)
+    refuse_odd_word("a label", options.label)
     client = Client()
     client.text(
-        f"admin.vm.Create.{getattr(options, 'class')}",
+        f"admin.vm.Create.{klass}",
         "dom0",
         options.template,
         f"name={options.name} label={options.label}",

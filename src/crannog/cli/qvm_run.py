@@ -3,7 +3,7 @@
 import os
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import run
+from crannog.cli.tool import refuse_host, run
 from crannog.client.connection import Client
 from crannog.errors import UsageError, VMNotHaltedError
 
@@ -26,6 +26,7 @@ COMMAND = Command(
 def _run(options: Values) -> int:
     if not options.command:
         raise UsageError("there is no command; write it after the VM's name")
+    refuse_host(options.vm)
     client = Client()
     socket = client.paths.rpc_socket(options.vm)
     if not os.path.exists(socket):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from crannog.errors import CrannogError
+from crannog.errors import CrannogError, UsageError, ValueRefusedError
 
 # Importing typing and collections.abc would cost each tool 8 ms; type checkers take this name for true.
 TYPE_CHECKING = False
@@ -50,11 +50,24 @@ def say(text: str) -> None:
     print(text)
 
 
+def refuse_odd_word(what: str, word: str) -> None:
+    """Raise ValueRefusedError for what no request can carry as a word: empty, with blanks, or not printable ASCII."""
+    if not word or " " in word or not (word.isascii() and word.isprintable()):
+        raise ValueRefusedError(f"'{word}' cannot be {what}: use letters, digits, '_', '.' and '-'")
+
+
+def refuse_host(vm: str) -> None:
+    """Raise UsageError for dom0 where only a VM makes sense."""
+    if vm == "dom0":
+        raise UsageError("dom0 is this host itself, not a VM that can be started, stopped, entered or removed")
+
+
 def for_each(program: str, names: list[str], action: Callable[[str], None]) -> int:
     """Do the action for each VM; go on after a failure. Return the exit code of the first failure, or 0."""
     code = 0
     for name in names:
         try:
+            refuse_host(name)
             action(name)
         except CrannogError as error:
             complain(program, str(error))

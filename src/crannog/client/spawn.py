@@ -28,19 +28,15 @@ def start_daemon(paths: Paths, connect: Callable[[], T | None]) -> T:
     ready_read, ready_write = os.pipe()
     error_read, error_write = os.pipe()
     os.set_inheritable(ready_write, True)
-    pid = os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-m", "crannog.daemon", "--ready-fd", str(ready_write)],
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_DUP2, error_write, 2),
-        ],
-        setsid=True,
-    )
-    os.close(ready_write)
-    os.close(error_write)
+    try:
+        pid = _spawn(ready_write, error_write)
+    except OSError as error:
+        os.close(ready_read)
+        os.close(error_read)
+        raise DaemonError(f"crannogd did not start: {sys.executable}: {error.strerror}") from error
+    finally:
+        os.close(ready_write)
+        os.close(error_write)
     try:
         is_ready = _wait_until_ready(paths, ready_read)
         if not is_ready:
@@ -51,6 +47,21 @@ def start_daemon(paths: Paths, connect: Callable[[], T | None]) -> T:
         os.close(ready_read)
         os.close(error_read)
     return _connect_soon(paths, connect)
+
+
+def _spawn(ready: int, error: int) -> int:
+    """Start the daemon in a session of its own and return its process number."""
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "crannog.daemon", "--ready-fd", str(ready)],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, error, 2),
+        ],
+        setsid=True,
+    )
 
 
 def _wait_until_ready(paths: Paths, ready: int) -> bool:

@@ -64,7 +64,7 @@ def _check_virt_mode(vm: QubeBase, value: str) -> None:
 
 def _check_template(vm: QubeBase, value: QubeBase | None) -> None:
     own = vm.values.get("virt_mode")
-    mode = str(own or (value.get("virt_mode") if value and not value.is_template_based else ""))
+    mode = str(own or (value.get("virt_mode") if isinstance(value, LocalVM) and not value.is_template_based else ""))
     if value is None or not may_use_template(type(vm), mode, value):
         raise ValueRefusedError(template_refusal(vm.name, type(vm), mode, value))
 

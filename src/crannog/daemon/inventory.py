@@ -141,6 +141,11 @@ class Inventory:
         async with self._machines.lock(vm.uuid):
             self._check_halted(vm, "get another image")
             volume = vm.volumes[name]
+            if not volume.save_on_stop:
+                raise ValueRefusedError(
+                    f"volume {name} of {vm.name} cannot be given an image: it is made anew from the template at each "
+                    f"start; create the VM with '--class StandaloneVM' instead"
+                )
             vm.volumes[name] = await self._world.pools[volume.pool].import_file(volume, path)
             self._world.store.save(self.registry)
 

@@ -86,7 +86,8 @@ class Lifecycle:
             except VMNotHaltedError:
                 raise
             except CrannogError as error:
-                raise type(error)(f"{vm.name} was not started: {error}") from error
+                is_named = str(error).startswith(f"{vm.name} ")
+                raise type(error)(f"{'' if is_named else f'{vm.name} was not started: '}{error}") from error
             finally:
                 self._machines.finish(vm.uuid)
         return [(stage.stage, stage.seconds) for stage in stages]
@@ -132,6 +133,14 @@ class Lifecycle:
             return
         starting.cancel()
         await asyncio.wait([starting])
+
+    async def abandon_starts(self) -> None:
+        """Undo every start that is not finished: a daemon that ends must not leave half of one."""
+        starts = set(self._starts.values())
+        for start in starts:
+            start.cancel()
+        if starts:
+            await asyncio.wait(starts)
 
     async def _end(self, uuid: str) -> None:
         await self._world.hypervisor.destroy(uuid)

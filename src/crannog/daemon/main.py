@@ -21,7 +21,7 @@ from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
 from crannog.errors import CrannogError, DaemonError, StorageError
-from crannog.rpc.agents import VMProcesses
+from crannog.rpc.agents import VMProcesses, discard_dead_sockets
 from crannog.shortpath import provide_short_path
 
 log = logging.getLogger("crannog.daemon")
@@ -49,8 +49,14 @@ def take_lock(paths: Paths) -> int:
         raise DaemonError(
             f"crannogd runs already for {paths.home} (process {owner}); use it, or set CRANNOG_HOME to another folder"
         ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(lock)
+        raise StorageError(
+            f"crannogd cannot write to {paths.daemon_lock}: {error.strerror}; free some space"
+        ) from error
     return lock
 
 
@@ -76,6 +82,7 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     for pool in world.pools.values():
         for sentence in await pool.recover():
             log.warning("%s", sentence)
+    discard_dead_sockets(paths.run)
     world.hypervisor.listen(machines.change)
     await world.hypervisor.open()
     await lifecycle.adopt()
@@ -86,6 +93,7 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
         announce_ready(ready)
     await _until_told_to_stop()
     await server.stop()
+    await lifecycle.abandon_starts()
     await world.hypervisor.close()
 
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import glob
+import itertools
 import logging
 import os
+import socket
 import sys
 from dataclasses import dataclass, field
 
@@ -17,12 +20,20 @@ log = logging.getLogger(__name__)
 
 ADOPTION_TIMEOUT = 1.0
 """Seconds in which the RPC process of a VM that runs must answer; after that it is taken for dead."""
+RESTART_PAUSES = (0.3, 1, 5, 30)
+"""Seconds before a process that ended while its VM runs is started again; the last counts for all further times.
+
+A guest that can crash its process must not make the host start processes all the time. The first pause is longer than
+the time between QEMU's end and the news of it, so that the end of a VM starts no process.
+"""
 
 
 @dataclass
 class _Follower:
     """One VM's RPC process: how to reach it, what it last said, and the process when this daemon started it."""
 
+    name: str
+    default_user: str
     link: RpcLink
     status: AgentStatus = field(default_factory=AgentStatus)
     process: asyncio.subprocess.Process | None = None
@@ -48,14 +59,14 @@ class VMProcesses:
 
     async def start(self, uuid: str, name: str, default_user: str) -> None:
         """Start the VM's RPC process; it waits for QEMU's socket by itself."""
-        follower = _Follower(RpcLink(self._paths.rpc_socket(name)))
+        follower = _Follower(name, default_user, RpcLink(self._paths.rpc_socket(name)))
         self._followers[uuid] = follower
         follower.process = await self._spawn(uuid, name, default_user)
         follower.task = asyncio.ensure_future(self._follow(uuid, follower))
 
     async def adopt(self, uuid: str, name: str, default_user: str) -> None:
         """Follow the process that serves the VM already; start one when none answers."""
-        follower = _Follower(RpcLink(self._paths.rpc_socket(name)))
+        follower = _Follower(name, default_user, RpcLink(self._paths.rpc_socket(name)))
         try:
             await follower.link.connect(ADOPTION_TIMEOUT)
         except CrannogError:
@@ -75,9 +86,9 @@ class VMProcesses:
         await follower.link.close()
         if follower.process:
             await _end(follower.process)
-            # A process that was killed cannot take its socket away; one that ended by itself did.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(follower.link.path)
+        # A process that was killed cannot take its socket away; one that ended by itself did.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(follower.link.path)
 
     async def power_off(self, uuid: str) -> bool:
         """Ask the agent to shut its guest down; False when no agent is there to ask."""
@@ -95,10 +106,10 @@ class VMProcesses:
         log_file = os.open(self._paths.rpc_log(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-m", "crannog.rpc.vm_process", "--name", name),
+                *(sys.executable, "-I", "-m", "crannog.rpc.vm_process", "--name", name, "--starter-on-stdin"),
                 *("--channel", self._paths.channel_socket(uuid), "--listen", self._paths.rpc_socket(name)),
                 *(("--default-user", default_user) if default_user else ()),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log_file,
                 start_new_session=True,
@@ -109,16 +120,44 @@ class VMProcesses:
             os.close(log_file)
 
     async def _follow(self, uuid: str, follower: _Follower, *, is_connected: bool = False) -> None:
+        """Follow the VM's process, and its successors, until `stop`."""
+        for pause in itertools.chain(RESTART_PAUSES, itertools.repeat(RESTART_PAUSES[-1])):
+            await self._pass_on(uuid, follower, is_connected=is_connected)
+            is_connected = False
+            await asyncio.sleep(pause)
+            log.warning("%s: its RPC process ended while it runs, another one is started", follower.name)
+            if follower.process:
+                await _end(follower.process)
+            try:
+                follower.process = await self._spawn(uuid, follower.name, follower.default_user)
+            except CrannogError as error:
+                log.error("%s", error)
+
+    async def _pass_on(self, uuid: str, follower: _Follower, *, is_connected: bool) -> None:
+        """Tell the listeners each status until the process has gone."""
         try:
             if not is_connected:
                 await follower.link.connect()
             async for status in follower.link:
-                follower.status = status
-                for listener in self._listeners:
-                    listener(uuid, status)
+                self._tell(uuid, follower, status)
         except CrannogError as error:
             log.error("%s", error)
-        follower.status = AgentStatus()
+        self._tell(uuid, follower, AgentStatus())
+
+    def _tell(self, uuid: str, follower: _Follower, status: AgentStatus) -> None:
+        follower.status = status
+        for listener in self._listeners:
+            listener(uuid, status)
+
+
+def discard_dead_sockets(folder: str) -> None:
+    """Delete the sockets of RPC processes that were killed while no daemon ran: a tool would take them for a VM."""
+    for path in glob.glob(f"{glob.escape(folder)}/rpc-*.sock"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -67,10 +67,11 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def connect_channel(path: str, wait: float) -> socket.socket:
+def connect_channel(path: str, wait: float, starter: int | None = None) -> socket.socket:
     """Return a connection to the channel at `path`, which may appear within `wait` seconds.
 
-    Raises RpcError when it does not.
+    Raises RpcError when it does not, or when `starter`, the read end of a pipe, says by its end that who started this
+    process, and was about to make the channel, is gone.
     """
     deadline = time.monotonic() + wait
     while True:
@@ -81,7 +82,8 @@ def connect_channel(path: str, wait: float) -> socket.socket:
             channel.close()
             if time.monotonic() >= deadline:
                 raise RpcError(f"the channel {path} did not appear in {wait:.0f} s: {error}") from error
-            time.sleep(CONNECT_PAUSE)
+            if select.select([] if starter is None else [starter], [], [], CONNECT_PAUSE)[0]:
+                raise RpcError(f"crannogd ended before it made the channel {path}") from error
         else:
             channel.setblocking(False)
             return channel
@@ -173,11 +175,11 @@ class VmProcess:
             client.show_status(status)
 
 
-def serve(vm: str, channel_path: str, listen_path: str, default_user: str) -> None:
+def serve(vm: str, channel_path: str, listen_path: str, default_user: str, starter: int | None = None) -> None:
     """Serve the VM `vm` until it ends. Raises InUseError, RpcError, OSError."""
     listener = listen(listen_path)
     try:
-        with listener, connect_channel(channel_path, CONNECT_WAIT) as guest:
+        with listener, connect_channel(channel_path, CONNECT_WAIT, starter) as guest:
             VmProcess(GuestChannel(vm, make_log(vm)), guest, listener, default_user).run()
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -191,9 +193,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--channel", required=True, help="QEMU's socket of the agent's port")
     parser.add_argument("--listen", required=True, help="the socket for local clients")
     parser.add_argument("--default-user", default="DEFAULT", help="whom DEFAULT means; else the agent decides")
+    parser.add_argument(
+        "--starter-on-stdin", action="store_true", help="end when standard input does before the channel is there"
+    )
     options = parser.parse_args(arguments)
+    starter = 0 if options.starter_on_stdin else None
     try:
-        serve(options.name, options.channel, options.listen, options.default_user)
+        serve(options.name, options.channel, options.listen, options.default_user, starter)
     except (CrannogError, OSError) as error:
         sys.stderr.write(f"{options.name}: {error}\n")
         return error.exit_code if isinstance(error, CrannogError) else 1

@@ -17,6 +17,7 @@ from crannog.errors import HypervisorError
 
 _PROBE_SECONDS = 3.0
 _KILL_SECONDS = 1.0
+_VERSION_SECONDS = 5.0
 _EXIT_PORT = 0xF4
 _EXIT_VALUE = 0x21
 PROBE_STATUS = _EXIT_VALUE << 1 | 1
@@ -45,6 +46,34 @@ def find_emulator(configured: str) -> str:
     if configured:
         raise HypervisorError(f"the emulator {configured} (setting 'emulator') is not a program that can be run")
     raise HypervisorError("qemu-system-x86_64 is not installed: install QEMU for x86 (Debian: qemu-system-x86)")
+
+
+async def check_emulator(emulator: str) -> None:
+    """Raise HypervisorError unless the program says within 5 s that it is QEMU.
+
+    libvirt asks it for its capabilities without any time limit, and answers nobody else meanwhile.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(emulator, "--version"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _VERSION_SECONDS)
+    except TimeoutError:
+        raise HypervisorError(
+            f"the emulator {emulator} (setting 'emulator') did not tell its version within {_VERSION_SECONDS:.0f} s"
+        ) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode or b"QEMU" not in output:
+        raise HypervisorError(
+            f"the emulator {emulator} (setting 'emulator') is not QEMU: '{emulator} --version' ended with "
+            f"{process.returncode}; correct the setting, or leave it out"
+        )
 
 
 def boot_sector() -> bytes:

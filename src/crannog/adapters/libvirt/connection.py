@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from crannog.adapters.libvirt import console, driver, failures, orphans
-from crannog.adapters.libvirt.accel import AccelChoice, choose_accel, find_emulator
+from crannog.adapters.libvirt.accel import AccelChoice, check_emulator, choose_accel, find_emulator
 from crannog.adapters.libvirt.domain_xml import build_domain_xml
 from crannog.adapters.libvirt.embed import URI, EmbeddedRoot, isolation_gaps
 from crannog.adapters.libvirt.screenshot import take_screenshot
@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 
 _THREADS = 4
 _LOG_SECONDS = 5.0
+_CREATE_SECONDS = 60.0
+"""How long QEMU may take until it answers; libvirt itself waits for ever. A big one on a slow host takes some seconds."""
 
 
 class LibvirtHypervisor:
@@ -163,6 +165,8 @@ class LibvirtHypervisor:
         async with self._host_lock:
             if self._host is None:
                 emulator = find_emulator(self._settings.emulator)
+                if self._settings.emulator:
+                    await check_emulator(emulator)
                 choice = await choose_accel(self._settings.accel, emulator, self._cache)
                 self._host = emulator, choice
             return self._host
@@ -222,11 +226,19 @@ class LibvirtHypervisor:
         xml = build_domain_xml(spec, choice.accel, emulator)
         job = asyncio.ensure_future(self._run(self._create, spec, xml))
         try:
-            domain = await asyncio.shield(job)
-        except asyncio.CancelledError:
+            async with asyncio.timeout(_CREATE_SECONDS):
+                domain = await asyncio.shield(job)
+        except (asyncio.CancelledError, TimeoutError) as error:
+            # Ending a domain that is just being created makes libvirt give up on it; one that is created goes as well.
+            await self.destroy(spec.uuid)
             await asyncio.wait({job})
             await self.destroy(spec.uuid)
-            raise
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise HypervisorError(
+                f"{spec.name} could not be started: QEMU did not answer within {_CREATE_SECONDS:.0f} s: "
+                f"read QEMU's log {self._root.log(spec.name)}"
+            ) from error
         self._logs[spec.uuid] = (spec.console_log, self._root.log(spec.name))
         return domain
 

@@ -34,7 +34,8 @@ async def run_tool(purpose: str, *command: str) -> None:
         lines = stderr.decode(errors="replace").strip().splitlines() or [
             f"{command[0]} ended with {process.returncode}"
         ]
-        raise StorageError(f"{purpose}: {lines[-1]}{space_hint(lines[-1])}")
+        # The first line is the cause; what follows from it comes after.
+        raise StorageError(f"{purpose}: {lines[0]}{space_hint(stderr.decode(errors='replace'))}")
 
 
 def space_hint(reason: str) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
+from uuid import UUID
 
 from lxml import etree
 
 from crannog.core.labels import Label
 from crannog.core.properties import VM, Holder
-from crannog.core.registry import Registry
+from crannog.core.registry import DEFAULT_POOL, Registry
 from crannog.core.vms import ADMIN_UUID, CLASSES, QubeBase
 from crannog.core.volumes import Volume
 from crannog.errors import CrannogError, StorageError
@@ -105,19 +106,35 @@ def _read_registry(root: etree._Element, kernels: set[str]) -> Registry:
     _read_properties(registry, registry, root, wants_references=False)
     _read_properties(registry, registry, root, wants_references=True)
     for vm, element in zip(vms, domains, strict=True):
-        _at(element, partial(_check_values, vm))
+        _at(element, partial(_check_vm, vm))
+    _at(root, partial(_check_values, registry))
     return registry
 
 
-def _check_values(vm: QubeBase) -> None:
+def _check_vm(vm: QubeBase) -> None:
+    if vm.klass == "AdminVM":
+        if (vm.name, vm.uuid, vm.qid) != ("dom0", ADMIN_UUID, 0):
+            raise StorageError("dom0 cannot have another name, UUID or qid")
+    elif str(UUID(vm.uuid)) != vm.uuid or vm.qid < 1:
+        raise StorageError(f"VM '{vm.name}' has a malformed UUID or qid")
+    if vm.is_template_based and vm.template is None:
+        raise StorageError(f"VM '{vm.name}' has no template")
+    for volume in vm.volumes.values():
+        if volume.pool != DEFAULT_POOL:
+            raise StorageError(f"volume '{volume.vid}' is in pool '{volume.pool}', which does not exist")
+    _check_values(vm)
+
+
+def _check_values(holder: Holder) -> None:
     """Ask of what the file says what is asked of a user, but for the name, which is the VM's own by now.
 
-    A kernel that is missing is no reason to refuse the file: the start of that VM says so.
+    The template comes first, as a bad one would mislead the other checks. A kernel that is missing is no reason to
+    refuse the file: the start of that VM says so.
     """
-    for name, value in vm.values.items():
-        check = vm.find_property(name).check
-        if check and name not in ("name", "kernel"):
-            check(vm, value)
+    for name in sorted(holder.values, key=lambda name: name != "template"):
+        check = holder.find_property(name).check
+        if check and name not in ("name", "kernel", "default_kernel"):
+            check(holder, holder.values[name])
 
 
 def _check_children(element: etree._Element, known: dict[str, dict[str, Any]]) -> None:
@@ -168,6 +185,8 @@ def _read_volume(element: etree._Element) -> Volume:
 def _read_properties(registry: Registry, holder: Holder, parent: etree._Element, *, wants_references: bool) -> None:
     for element in parent.iterfind("properties/property"):
         declared = _at(element, partial(holder.find_property, element.get("name", "")))
+        if declared.is_readonly and declared.name not in ("uuid", "qid"):
+            raise StorageError(f"line {element.sourceline}: property '{declared.name}' is computed, never stored")
         if (declared.kind is VM) is wants_references:
             text = element.text or ""
             holder.values[declared.name] = _at(element, partial(declared.kind.parse, text, registry))
