@@ -47,6 +47,18 @@ def run_command(path: str, user: str, command: str, stdin_fd: int, stdout_fd: in
         connection.socket.close()
 
 
+def is_served(path: str) -> bool:
+    """Tell whether an RPC process answers at `path`; a file there may be left from one that was killed."""
+    probe = Socket(AF_UNIX, SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except OSError:
+        return False
+    finally:
+        probe.close()
+    return True
+
+
 def read_status(path: str, timeout: float) -> dict[str, object]:
     """Return what is known about the agent of the VM whose RPC process serves `path`.
 

@@ -134,18 +134,20 @@ def main() -> int:
     os.chdir("/")
     paths = Paths()
     try:
-        lock = take_lock(paths)
+        take_lock(paths)
         logging.basicConfig(
             level=logging.DEBUG if options.verbose else logging.INFO,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             **({"stream": sys.stderr} if options.log_stderr else {"filename": paths.daemon_log}),
         )
         asyncio.run(serve(paths, Settings.load(paths.settings), options.ready_fd))
-        os.close(lock)
     except CrannogError as error:
         print(f"crannogd: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
+    # Python would wait for its threads, one of which may be in a libvirt call that does not end. The lock goes with
+    # the process, so that the next daemon finds the hypervisor free.
+    logging.shutdown()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ can open only one folder in its life, and a QEMU outlives both; the next process
 """
 
 import contextlib
+import functools
 import os
 import shutil
+import subprocess
 import tempfile
 from urllib.parse import quote
 
@@ -16,9 +18,6 @@ from crannog.shortpath import provide_short_path, short_path
 URI = "qemu:///embed"
 
 _CAPABILITIES = "cache/qemu/capabilities"
-
-_CAP_SYS_ADMIN = 21
-"""capabilities(7), linux/capability.h."""
 
 _MANDATORY_ACCESS = ("/sys/module/apparmor/parameters/enabled", "/sys/fs/selinux/enforce")
 
@@ -35,11 +34,14 @@ def _has_mandatory_access_control() -> bool:
     return False
 
 
+@functools.cache
 def _can_mount() -> bool:
-    """Return whether this process has CAP_SYS_ADMIN, which libvirt needs to give QEMU a /dev of its own."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        effective = next(line.split()[1] for line in file if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
+    """Try what libvirt does to give QEMU a /dev of its own: many containers forbid it, in a chroot it cannot work."""
+    command = ["unshare", "--mount", "--propagation", "slave", "true"]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=5, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def isolation_gaps() -> list[str]:
@@ -50,7 +52,7 @@ def isolation_gaps() -> list[str]:
     if not _has_mandatory_access_control():
         gaps.append("neither AppArmor nor SELinux confines QEMU: enable one of them in the host's kernel")
     if not (_is_root() and _can_mount()):
-        gaps.append("QEMU sees the host's whole /dev: only root with CAP_SYS_ADMIN can give it another one")
+        gaps.append("QEMU sees the host's whole /dev: only root can give it another one, where mounts are permitted")
     gaps.append("QEMU's use of devices, memory and CPU is not limited by control groups")
     return gaps
 
@@ -74,6 +76,8 @@ def _configuration() -> str:
         ]
         if not _has_mandatory_access_control():
             lines.append('security_driver = "none"')
+        if not _can_mount():
+            lines.append("namespaces = []")
     return "\n".join(lines) + "\n"
 
 
