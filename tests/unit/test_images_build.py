@@ -124,9 +124,7 @@ Build = Callable[..., TemplateImage]
 
 @pytest.fixture
 def build(tmp_path: Path, mirror: FakeMirror) -> Build:
-    def run(
-        virt_mode: str = "pv", agent: str = "pass\n", size: int = 2**30, refresh: bool = False
-    ) -> TemplateImage:
+    def run(virt_mode: str = "pv", agent: str = "pass\n", size: int = 2**30, refresh: bool = False) -> TemplateImage:
         path = tmp_path / "agent.py"
         path.write_text(agent)
         return build_template(
@@ -143,9 +141,7 @@ def debugfs(image: str, request: str) -> str:
 
 def list_initramfs(path: str) -> list[str]:
     with open(path, "rb") as file:
-        done = subprocess.run(
-            ["cpio", "-itv", "--quiet"], stdin=file, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["cpio", "-itv", "--quiet"], stdin=file, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
@@ -277,9 +273,7 @@ def test_full_disk_leaves_no_image(build: Build, mirror: FakeMirror) -> None:
     program = mirror.folder / "bin/mke2fs"
     program.write_text("#!/bin/sh\necho 'mke2fs: No space left on device while writing' >&2\nexit 1\n")
     program.chmod(0o755)
-    with pytest.raises(
-        StorageError, match=r"making the root file system failed: mke2fs says .*No space left"
-    ):
+    with pytest.raises(StorageError, match=r"making the root file system failed: .* says .*No space left"):
         build()
     names = os.listdir(mirror.folder / "images")
     assert not [name for name in names if name.startswith("debian-12-pv-")]

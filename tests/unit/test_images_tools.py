@@ -145,9 +145,7 @@ def test_mirror_replaces_the_recipes_own() -> None:
         find_recipe("debian-12", "mirror")
 
 
-@pytest.mark.parametrize(
-    ("virt_mode", "size"), [("pvx", 2**30), ("pv", 2**20), ("hvm", 2**30 + 1), ("pv", 2**42)]
-)
+@pytest.mark.parametrize(("virt_mode", "size"), [("pvx", 2**30), ("pv", 2**20), ("hvm", 2**30 + 1), ("pv", 2**42)])
 def test_impossible_disks_are_refused(tmp_path: Path, agent: str, virt_mode: str, size: int) -> None:
     with pytest.raises(ValueRefusedError, match=r"virt_mode 'pvx'|whole MiB"):
         build_template("debian-12", virt_mode, str(tmp_path), ignore, size=size, agent_path=agent)

@@ -15,6 +15,7 @@ from crannog.adapters.storage.qcow2 import Qcow2Pool
 from crannog.core.volumes import Volume
 from crannog.errors import StorageError
 from tests.fakes import Location
+from tests.mounts import small_file_system
 
 SIZE = 2**20
 TEMPLATE = Volume("root", "vm-pool", "debian-1/root", SIZE, save_on_stop=True, revisions_to_keep=1)
@@ -309,14 +310,9 @@ async def test_a_tool_that_fails_silently_is_told_with_its_code() -> None:
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 256 KiB; making one takes root, as the whole suite does."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True, timeout=10)
-    try:
+    """Return a file system of 256 KiB."""
+    with small_file_system(tmp_path / "tiny", "256k") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
 
 
 async def test_a_full_disk_leaves_nothing_half_made(tiny_disk: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM
 from crannog.errors import CrannogError, StorageError
 from tests.fakes import KERNEL, add_vm, new_registry, template_and_app
+from tests.mounts import small_file_system
 
 KERNELS = {KERNEL}
 DOMAIN = """<qubes version="3.0">
@@ -336,14 +336,9 @@ def test_when_only_the_folder_cannot_be_synced_memory_and_file_agree(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 64 KiB; making one takes root, as the whole suite does."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=True, timeout=10)
-    try:
+    """Return a file system of 64 KiB."""
+    with small_file_system(tmp_path / "tiny", "64k") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
 
 
 def test_a_save_on_a_full_disk_leaves_the_old_file(tiny_disk: Path) -> None:

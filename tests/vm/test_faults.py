@@ -188,7 +188,7 @@ def use_emulator(home: Home, script: str) -> str:
 @pytest.fixture
 def own_emulator(home: Home) -> Iterator[None]:
     yield
-    for name in ("emulator", "crannog.toml"):
+    for name in ("emulator", "crannog.toml", "never"):
         Path(home.path, name).unlink(missing_ok=True)
     home.ok("crannog", "daemon", "stop")
 
@@ -213,7 +213,8 @@ class TestEmulator:
 
     @pytest.mark.vm
     def test_a_qemu_that_hangs_can_be_killed(self, home: Home) -> None:
-        use_emulator(home, 'case "$*" in *guest=*) exec sleep 1000;; esac; exec qemu-system-x86_64 "$@"')
+        os.mkfifo(f"{home.path}/never")
+        use_emulator(home, f'case "$*" in *guest=*) read x < {home.path}/never; esac; exec qemu-system-x86_64 "$@"')
         start = home.popen("qvm-start", "work", stderr=subprocess.PIPE)
         wait_until(lambda: home.state("work") == "Transient", "the start has begun")
         wait_until(lambda: os.path.exists(f"{home.path}/vmm/run/qemu/work.pid"), "the emulator runs")
@@ -225,7 +226,7 @@ class TestEmulator:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("accel = ", "line 1"),
+        ("accel = ", "Invalid value"),
         ("colour = 'red'", "'colour' is not a setting"),
         ("accel = 'fast'", "accel = 'fast' is not one of auto, kvm, tcg"),
     ],
@@ -304,8 +305,6 @@ def test_full_disk(full_home: Home) -> None:
     assert home.state("work") == "Halted"
     assert Path(home.path, "qubes.xml").read_bytes() == store
     home.settles(files)
-    home.ok("crannog", "daemon", "stop")
-    assert "No space left" in home.fails(11, "qvm-ls")
     os.unlink(f"{home.path}/filler")
     home.ok("qvm-prefs", "work", "memory", "500")
     home.ok("qvm-create", "new")

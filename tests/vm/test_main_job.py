@@ -91,7 +91,7 @@ def test_a_foreign_image_boots_as_cdrom(shared_home: Home) -> None:
 
 
 def blue_share(path: str) -> float:
-    """Return the share of pixels that are blue and nothing else in a PNG of 8-bit RGB (PNG specification, sections 5 and 9)."""
+    """Return the share of blue pixels in a PNG of 8-bit RGB (PNG specification, sections 5 and 9)."""
     with open(path, "rb") as file:
         data = file.read()
     width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))

@@ -286,6 +286,8 @@ def run_child(user: pwd.struct_passwd, command: bytes, stdio: tuple[int, int, in
             os.initgroups(user.pw_name, user.pw_gid)
             os.setgid(user.pw_gid)
             os.setuid(user.pw_uid)
+        elif os.geteuid() != user.pw_uid:
+            raise PermissionError(errno.EPERM, "the agent does not run as root")
         os.umask(0o022)
         try:
             os.chdir(user.pw_dir)

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 _THREADS = 4
 _LOG_SECONDS = 5.0
 _CREATE_SECONDS = 60.0
-"""How long QEMU may take until it answers; libvirt itself waits for ever. A big one on a slow host takes some seconds."""
+"""How long QEMU may take until it answers; libvirt itself waits for ever. A big one may take some seconds."""
 
 
 class LibvirtHypervisor:

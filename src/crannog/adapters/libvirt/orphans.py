@@ -44,7 +44,10 @@ def _is_detached_emulator(pid: int, name: str) -> bool:
         return False
     state, _parent, _group, session = after.split()[:4]
     # One that this process started itself, and waits for, shares its session; libvirt gives each a new one.
-    return state == "Z" and before.endswith("(" + name[:_NAME_MAX]) and int(session) != os.getsid(0)
+    program = before.partition("(")[2]
+    # An emulator that is a script goes on under the name of the QEMU that it turns into.
+    is_emulator = program == name[:_NAME_MAX] or program.startswith("qemu-")
+    return state == "Z" and is_emulator and int(session) != os.getsid(0)
 
 
 def _children() -> list[int]:

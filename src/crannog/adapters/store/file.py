@@ -42,7 +42,9 @@ class FileStore:
             return qubes_xml.from_bytes(data, self.kernels())
         except StorageError as error:
             raise StorageError(
-                f"the store {self.path} cannot be used: {error}; repair the file or put it aside"
+                # lxml's reasons can have several lines.
+                f"the store {self.path} cannot be used: {' '.join(str(error).split())}; "
+                f"repair the file or put it aside"
             ) from error
 
     def save(self, registry: Registry) -> None:
