@@ -15,29 +15,25 @@ from crannog.shortpath import short_path
 ACCELERATORS = ("auto", "kvm", "tcg")
 
 
-def _xdg(variable: str, fallback: str) -> str:
-    value = os.environ.get(variable, "")
-    return value if value.startswith("/") else os.path.join(os.path.expanduser("~"), fallback)
+def _find_folder(variable: str, root_folder: str, xdg_variable: str, fallback: str) -> str:
+    """Return what the variable says, else root's folder or an ordinary user's (XDG Base Directory Specification)."""
+    chosen = os.environ.get(variable, "")
+    if chosen:
+        return os.path.abspath(chosen)
+    if os.geteuid() == 0:
+        return root_folder
+    base = os.environ.get(xdg_variable, "")
+    return os.path.join(base if base.startswith("/") else os.path.expanduser(fallback), "crannog")
 
 
 def find_home() -> str:
     """Return the folder that holds all state, as an absolute path."""
-    home = os.environ.get("CRANNOG_HOME", "")
-    if home:
-        return os.path.abspath(home)
-    if os.geteuid() == 0:
-        return "/var/lib/crannog"
-    return os.path.join(_xdg("XDG_DATA_HOME", ".local/share"), "crannog")
+    return _find_folder("CRANNOG_HOME", "/var/lib/crannog", "XDG_DATA_HOME", "~/.local/share")
 
 
 def find_cache() -> str:
     """Return the folder of built images and probe results, as an absolute path."""
-    cache = os.environ.get("CRANNOG_CACHE", "")
-    if cache:
-        return os.path.abspath(cache)
-    if os.geteuid() == 0:
-        return "/var/cache/crannog"
-    return os.path.join(_xdg("XDG_CACHE_HOME", ".cache"), "crannog")
+    return _find_folder("CRANNOG_CACHE", "/var/cache/crannog", "XDG_CACHE_HOME", "~/.cache")
 
 
 class Paths:

@@ -1,7 +1,7 @@
 """Short names for long homes: a unix socket's path has at most 107 bytes (unix(7), sun_path).
 
-A home that is too long gets a symbolic link whose name follows from its path, so that tools, daemons and libvirt find
-the sockets in it under the same short path, each time.
+A home that is too long, or has a blank in it (libvirt ends the name of its log at one), gets a symbolic link whose name
+follows from its path, so that tools, daemons and libvirt find the sockets in it under the same short path, each time.
 """
 
 import os
@@ -28,7 +28,7 @@ def find_alias_folder() -> str:
 
 def short_path(home: str, alias_folder: str = "") -> str:
     """Return the path under which sockets below `home` are used: itself, or its short name. Touches nothing."""
-    if len(os.fsencode(home)) <= HOME_MAX:
+    if len(os.fsencode(home)) <= HOME_MAX and not any(map(str.isspace, home)):
         return home
     import hashlib
 

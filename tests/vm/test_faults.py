@@ -73,7 +73,7 @@ REFUSALS: tuple[tuple[int, str, str], ...] = (
     (2, "qvm-create --root-copy-from /etc/passwd new", "create the VM with '--class StandaloneVM'"),
     (9, "qvm-create --class StandaloneVM --root-copy-from /nope new", "No such file"),
     (3, "qvm-prefs work colour", "work has no property 'colour'"),
-    (2, "qvm-prefs work memory 1", "1 is out of range: 64 to"),
+    (2, "qvm-prefs work memory 1", "property 'memory' of work was not set: 1 is out of range: 64 to"),
     (2, "qvm-prefs work xid 1", "is read-only"),
     (3, "qvm-prefs work label pink", "there is no label 'pink'"),
     (3, "qvm-prefs work template nope", NO_VM),

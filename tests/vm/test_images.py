@@ -156,18 +156,13 @@ def make_disk(path: Path, size: int = 2**30) -> Path:
     return path
 
 
-def test_pv_keeps_the_private_volume_and_nothing_else(
-    tmp_path: Path, kernel: KernelImage, pv: TemplateImage
-) -> None:
+def test_pv_keeps_the_private_volume_and_nothing_else(tmp_path: Path, kernel: KernelImage, pv: TemplateImage) -> None:
     private = make_disk(tmp_path / "private")
     options = boot_options(kernel, "crannog.name=work")
     with start(tmp_path / "1", pv, private, *options) as guest:
         guest.wait_for_agent()
         assert guest.run("hostname") == "work\n"
-        assert (
-            guest.run("stat -c '%U %a' /home/user /usr/bin/su /etc/shadow")
-            == "user 755\nroot 4755\nroot 640\n"
-        )
+        assert guest.run("stat -c '%U %a' /home/user /usr/bin/su /etc/shadow") == "user 755\nroot 4755\nroot 640\n"
         guest.run("touch /home/user/kept /usr/local/bin/kept /etc/gone")
         guest.power_off()
         assert "making a file system" in guest.console()
@@ -190,9 +185,7 @@ def test_pv_without_private_volume_ends_at_the_power_button(
         guest.expect_clean_end()
 
 
-def test_private_volume_with_unknown_use_is_left_alone(
-    tmp_path: Path, kernel: KernelImage, pv: TemplateImage
-) -> None:
+def test_private_volume_with_unknown_use_is_left_alone(tmp_path: Path, kernel: KernelImage, pv: TemplateImage) -> None:
     private = make_disk(tmp_path / "private", 2**26)
     table = b"label: dos\nstart=2048, type=83\n"
     subprocess.run(["/sbin/sfdisk", "-q", str(private)], input=table, check=True)

@@ -61,9 +61,7 @@ def test_a_reader_that_goes_away_ends_the_command(shared_home: Home, running: st
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, -15)])
-def test_a_client_that_is_interrupted_ends_the_command(
-    shared_home: Home, running: str, number: int, code: int
-) -> None:
+def test_a_client_that_is_interrupted_ends_the_command(shared_home: Home, running: str, number: int, code: int) -> None:
     call = shared_home.popen("qvm-run", running, f"echo up; exec sleep 77{number:02}", stdout=subprocess.PIPE)
     assert call.stdout
     assert call.stdout.readline() == b"up\n"
@@ -87,9 +85,7 @@ def test_a_client_that_is_interrupted_ends_the_command(
         (["env | grep -c -i crannog"], 1, "0\n"),
     ],
 )
-def test_users_environment_and_codes(
-    shared_home: Home, running: str, words: list[str], code: int, output: str
-) -> None:
+def test_users_environment_and_codes(shared_home: Home, running: str, words: list[str], code: int, output: str) -> None:
     options, command = words[:-1], words[-1:]
     if "--" in words:
         options, command = [], words
@@ -125,14 +121,14 @@ def test_starting_what_runs_and_other_requests_that_need_it_halted(shared_home: 
 def test_only_the_owner_reaches_sockets_and_files(shared_home: Home, running: str) -> None:
     assert stat.S_IMODE(os.stat(shared_home.path).st_mode) == 0o700
     found = {}
-    for folder in ("run", "log", "pools", "vmm/lib", "vmm/run"):
+    for folder in ("run", "log", "pools"):
         for path in (Path(shared_home.path, folder), *Path(shared_home.path, folder).rglob("*")):
             found[path] = stat.S_IMODE(path.lstat().st_mode)
     sockets = [path for path in found if path.is_socket()]
     assert f"rpc-{running}.sock" in {path.name for path in sockets}
     for name in (f"rpc-{running}.sock", "crannogd.sock"):
         assert found[Path(shared_home.path, "run", name)] == 0o600
-    assert not {path: oct(mode) for path, mode in found.items() if mode & 0o022 and not path.is_socket()}
+    assert not {path: oct(mode) for path, mode in found.items() if mode & 0o077 and not path.is_socket()}
     assert stat.S_IMODE(os.stat(f"{shared_home.path}/run").st_mode) == 0o700
 
 

@@ -108,6 +108,8 @@ class Inventory:
             self._check_halted(holder, f"get another {name}")
         try:
             value = declared.kind.parse(text, self.registry)
+            if declared.check and not declared.is_readonly:
+                declared.check(holder, value)
         except ValueRefusedError as error:
             raise ValueRefusedError(f"property '{name}' of {holder.title()} was not set: {error}") from None
         with self._saved(holder):

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
-from crannog.core.domain import DomainState
+from crannog.core.domain import DomainInfo, DomainState
 from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc
 from crannog.core.registry import Registry
 from crannog.core.startup import StartFacts, StartRequest, chosen_user, plan_start
@@ -23,6 +23,11 @@ from crannog.errors import (
 )
 
 log = logging.getLogger(__name__)
+
+END_TIMEOUT = 5
+"""Seconds after which the news of a domain's end is not waited for any more; it comes within milliseconds."""
+ADOPTION_CHECKS = (0.2, 1, 5, 30)
+"""Pauses in seconds."""
 
 
 class Lifecycle:
@@ -143,9 +148,15 @@ class Lifecycle:
             await asyncio.wait(starts)
 
     async def _end(self, uuid: str) -> None:
+        """End the domain and return when its end is known."""
         await self._world.hypervisor.destroy(uuid)
-        async with asyncio.timeout(30):
-            await self._machines.ended(uuid)
+        try:
+            async with asyncio.timeout(END_TIMEOUT):
+                await self._machines.ended(uuid)
+        except TimeoutError:
+            if uuid in {info.uuid for info in await self._world.hypervisor.domains()}:
+                raise HypervisorError(f"domain {uuid} was ended but is still there; try again") from None
+            self._machines.change(uuid, DomainState.ABSENT)
 
     def _check_running(self, vm: QubeBase) -> None:
         if not self._machines.has_domain(vm.uuid):
@@ -156,11 +167,13 @@ class Lifecycle:
 
         A paused domain is a start that was never finished: it is ended. So is one whose VM is not in the store.
         """
+        adopted = []
         for info in await self._world.hypervisor.domains():
             vm = self._registry.find_uuid(info.uuid)
             if isinstance(vm, LocalVM) and info.state is DomainState.RUNNING:
                 log.info("%s: still running, adopted", vm.name)
                 self._machines.note(info)
+                adopted.append(info)
                 await self._world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
             else:
                 log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
@@ -168,6 +181,21 @@ class Lifecycle:
         for vm in self._registry.local_vms():
             if not self._machines.has_domain(vm.uuid):
                 await self._release(vm)
+        if adopted:
+            self._keep(asyncio.ensure_future(self._find_dead(adopted)))
+
+    async def _find_dead(self, adopted: list[DomainInfo]) -> None:
+        """Look some more times whether the adopted domains are there.
+
+        libvirt lists a domain before it has found its QEMU again, and tells nobody when it does not find it.
+        """
+        for pause in ADOPTION_CHECKS:
+            await asyncio.sleep(pause)
+            there = {info.uuid for info in await self._world.hypervisor.domains()}
+            for info in adopted:
+                if info.uuid not in there and self._machines.xid(info.uuid) == info.xid:
+                    log.warning("%s: its QEMU is gone", info.name)
+                    self._machines.change(info.uuid, DomainState.ABSENT)
 
     def _note_end(self, uuid: str) -> None:
         vm = self._registry.find_uuid(uuid)
@@ -214,10 +242,7 @@ class Lifecycle:
         self._machines.note(await self._world.hypervisor.create_paused(step.spec))
 
     async def _destroy(self, step: CreatePaused) -> None:
-        await self._world.hypervisor.destroy(step.spec.uuid)
-        if self._machines.has_domain(step.spec.uuid):
-            async with asyncio.timeout(30):
-                await self._machines.ended(step.spec.uuid)
+        await self._end(step.spec.uuid)
 
     async def _resume(self, step: Resume) -> None:
         try:

@@ -45,8 +45,9 @@ def _is_detached_emulator(pid: int, name: str) -> bool:
     state, _parent, _group, session = after.split()[:4]
     # One that this process started itself, and waits for, shares its session; libvirt gives each a new one.
     program = before.partition("(")[2]
-    # An emulator that is a script goes on under the name of the QEMU that it turns into.
-    is_emulator = program == name[:_NAME_MAX] or program.startswith("qemu-")
+    # An emulator that died before it was executed, or that is a script, has another name. libvirt detaches by making a
+    # session and forking once more in it; no process that is started with Python's own means looks like that.
+    is_emulator = program == name[:_NAME_MAX] or int(session) != pid
     return state == "Z" and is_emulator and int(session) != os.getsid(0)
 
 

@@ -43,8 +43,7 @@ class FileStore:
         except StorageError as error:
             raise StorageError(
                 # lxml's reasons can have several lines.
-                f"the store {self.path} cannot be used: {' '.join(str(error).split())}; "
-                f"repair the file or put it aside"
+                f"the store {self.path} cannot be used: {' '.join(str(error).split())}; repair the file or put it aside"
             ) from error
 
     def save(self, registry: Registry) -> None:
