@@ -50,6 +50,7 @@ def provide_short_path(home: str, alias_folder: str = "") -> str:
         )
     try:
         _make_private(alias_folder)
+        _drop_dangling(alias_folder)
         if not os.path.islink(alias) or os.readlink(alias) != home:
             if os.path.lexists(alias):
                 os.unlink(alias)
@@ -57,6 +58,13 @@ def provide_short_path(home: str, alias_folder: str = "") -> str:
     except OSError as error:
         raise StorageError(f"{home} gets no short name in {alias_folder}: {error.strerror}") from error
     return alias
+
+
+def _drop_dangling(folder: str) -> None:
+    """Delete the short names of homes that are gone."""
+    for entry in os.scandir(folder):
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            os.unlink(entry.path)
 
 
 def _make_private(folder: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import small_file_system
 from tests.vm.home import Home, wait_until
 
 LONG = "a" * 32
@@ -271,18 +272,18 @@ def test_store_that_cannot_be_read(home: Home) -> None:
 @pytest.fixture
 def full_home(tmp_path: Path) -> Iterator[Home]:
     """Return a home on a file system without any free space."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m,mode=700", "crannog-test", str(tmp_path)], check=True)
-    full = Home(str(tmp_path))
-    try:
-        full.ok("crannog", "template", "build", "debian-12")
-        full.ok("qvm-create", "work")
-        fill(full)
-        yield full
-    finally:
-        Path(full.path, "filler").unlink(missing_ok=True)
-        full.ok("crannog", "daemon", "stop")
-        wait_until(lambda: not full.processes(), "no process is left")
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    with small_file_system(tmp_path / "home", "400m") as folder:
+        full = Home(str(folder))
+        try:
+            full.ok("crannog", "template", "build", "debian-12")
+            full.ok("qvm-create", "work")
+            fill(full)
+            yield full
+        finally:
+            Path(full.path, "filler").unlink(missing_ok=True)
+            full.run("qvm-kill", "work")
+            full.ok("crannog", "daemon", "stop")
+            wait_until(lambda: not full.processes(), "no process is left")
 
 
 def fill(home: Home) -> None:
@@ -292,6 +293,21 @@ def fill(home: Home) -> None:
                 pass
         except OSError:
             return
+
+
+def test_a_disk_that_runs_full_pauses_the_vm_until_there_is_space(full_home: Home) -> None:
+    home = full_home
+    os.unlink(f"{home.path}/filler")
+    home.ok("qvm-start", "--wait", "work")
+    fill(home)
+    write = "head -c 30000000 /dev/urandom > big; sync; sha256sum < big | wc -l"
+    with home.popen("qvm-run", "work", write, stdout=subprocess.PIPE) as writer:
+        wait_until(lambda: home.state("work") == "Paused", "QEMU pauses the VM")
+        assert "free some space" in home.fails(5, "qvm-shutdown", "work")
+        os.unlink(f"{home.path}/filler")
+        wait_until(lambda: home.state("work") == "Running", "the VM goes on")
+        assert writer.communicate(timeout=60)[0] == b"1\n"
+    home.ok("qvm-kill", "work")
 
 
 def test_full_disk(full_home: Home) -> None:

@@ -60,6 +60,11 @@ def test_a_reader_that_goes_away_ends_the_command(shared_home: Home, running: st
     wait_until(lambda: not guest_has(shared_home, running, "yes gone-reader"), "the guest's yes is gone")
 
 
+def test_standard_error_can_be_opened_by_name(shared_home: Home, running: str) -> None:
+    done = shared_home.run("qvm-run", running, "echo trouble > /dev/stderr")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"trouble\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, -15)])
 def test_a_client_that_is_interrupted_ends_the_command(shared_home: Home, running: str, number: int, code: int) -> None:
     call = shared_home.popen("qvm-run", running, f"echo up; exec sleep 77{number:02}", stdout=subprocess.PIPE)

@@ -3,7 +3,7 @@
 import os
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import refuse_odd_word, run
+from crannog.cli.tool import end, refuse_odd_word, run
 from crannog.client.connection import Client
 from crannog.errors import CrannogError, UsageError, ValueRefusedError
 
@@ -60,6 +60,6 @@ def _split(text: str) -> tuple[str, str]:
     return name, value
 
 
-def main() -> int:
+def main() -> None:
     """Run qvm-create."""
-    return run(COMMAND, _create)
+    end(run(COMMAND, _create))

@@ -1,7 +1,7 @@
 """qvm-ls: list VMs."""
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import run, say
+from crannog.cli.tool import end, run, say
 from crannog.client.connection import Client
 
 COLUMNS = "name,state,klass,label,template,virt_mode"
@@ -54,6 +54,6 @@ def _print(rows: list[list[str]], columns: list[str], *, is_raw: bool) -> None:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def main() -> int:
+def main() -> None:
     """Run qvm-ls."""
-    return run(COMMAND, _list)
+    end(run(COMMAND, _list))

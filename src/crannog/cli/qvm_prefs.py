@@ -1,7 +1,7 @@
 """qvm-prefs: show and change the properties of a VM."""
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import run, say
+from crannog.cli.tool import end, run, say
 from crannog.client.connection import Client
 from crannog.errors import UsageError
 
@@ -46,6 +46,6 @@ def _explain(client: Client, vm: str) -> None:
         say(f"{name:18} {client.text('admin.vm.property.Help', vm, name)}")
 
 
-def main() -> int:
+def main() -> None:
     """Run qvm-prefs."""
-    return run(COMMAND, _act)
+    end(run(COMMAND, _act))

@@ -3,7 +3,7 @@
 import sys
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import for_each, run
+from crannog.cli.tool import end, for_each, run
 from crannog.client.connection import Client
 from crannog.errors import UsageError
 
@@ -43,6 +43,6 @@ def _is_agreed(vms: list[str]) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def main() -> int:
+def main() -> None:
     """Run qvm-remove."""
-    return run(COMMAND, _remove)
+    end(run(COMMAND, _remove))

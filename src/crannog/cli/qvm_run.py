@@ -6,7 +6,7 @@ import os
 import time
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import refuse_host, run
+from crannog.cli.tool import end, refuse_host, run
 from crannog.client.connection import Client
 from crannog.errors import UsageError, VMNotHaltedError
 
@@ -60,6 +60,6 @@ def _start(client: Client, options: Values, is_served: Callable[[], bool]) -> No
             time.sleep(0.02)
 
 
-def main() -> int:
+def main() -> None:
     """Run qvm-run."""
-    return run(COMMAND, _run)
+    end(run(COMMAND, _run))

@@ -3,7 +3,7 @@
 import os
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import for_each, run, say
+from crannog.cli.tool import end, for_each, run, say
 from crannog.client.connection import Client
 from crannog.errors import UsageError, VMNotHaltedError
 
@@ -62,6 +62,6 @@ def _print_stages(vm: str, stages: list[list[str]]) -> None:
     say(f"{vm}: {sum(1000 * float(seconds) for seconds, _ in stages):7.0f} ms  in all")
 
 
-def main() -> int:
+def main() -> None:
     """Run qvm-start."""
-    return run(COMMAND, _start)
+    end(run(COMMAND, _start))

@@ -3,7 +3,7 @@
 import contextlib
 
 from crannog.cli.options import Command, Operand, Option, Values
-from crannog.cli.tool import for_each, run
+from crannog.cli.tool import end, for_each, run
 from crannog.client.connection import Client
 from crannog.errors import UsageError, VMNotRunningError
 
@@ -66,11 +66,11 @@ def _kill_one(client: Client, vm: str) -> None:
     client.call("admin.vm.Kill", vm)
 
 
-def main_shutdown() -> int:
+def main_shutdown() -> None:
     """Run qvm-shutdown."""
-    return run(SHUTDOWN, _shutdown)
+    end(run(SHUTDOWN, _shutdown))
 
 
-def main_kill() -> int:
+def main_kill() -> None:
     """Run qvm-kill."""
-    return run(KILL, _kill)
+    end(run(KILL, _kill))

@@ -11,6 +11,7 @@ from crannog.errors import CrannogError, UsageError, ValueRefusedError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
     from crannog.cli.options import Command, Values
 
@@ -38,6 +39,16 @@ def run(command: Command, action: Callable[[Values], int | None], arguments: lis
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CrannogError.exit_code
     return code
+
+
+def end(code: int) -> NoReturn:
+    """End the process with `code`. Everything is flushed, and nothing else needs tidying up.
+
+    An interpreter that takes itself apart needs 2 ms for that, a sixth of a tool's life.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def complain(program: str, sentence: str) -> None:

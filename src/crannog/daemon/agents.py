@@ -4,6 +4,7 @@ import asyncio
 import sys
 
 from crannog.core.announcement import AgentState, AgentStatus
+from crannog.core.domain import DomainState
 from crannog.core.plan import AwaitAgent
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
@@ -43,6 +44,8 @@ class AgentWatch:
         tail = await read_console_tail(step.console_log)
         if not self._machines.has_domain(step.uuid):
             raise StartError(f"it stopped by itself before its agent answered; {tail}")
+        if self._machines.domain_state(step.uuid) is DomainState.PAUSED:
+            raise StartError("QEMU paused it, as a disk could not be written; free some space where its volumes are")
         raise AgentTimeoutError(
             f"its agent did not answer within {step.timeout} s; if the guest is just slow, raise "
             f"'qvm-prefs {step.name} qrexec_timeout'; if it has no agent, use 'qvm-start --no-wait {step.name}'; {tail}"

@@ -18,6 +18,7 @@ from crannog.errors import (
     HypervisorError,
     ShutdownTimeoutError,
     StartError,
+    StateError,
     VMNotHaltedError,
     VMNotRunningError,
 )
@@ -104,6 +105,11 @@ class Lifecycle:
         shutdown_timeout (it goes on running). Raises VMNotRunningError for a halted VM.
         """
         self._check_running(vm)
+        if self._machines.domain_state(vm.uuid) is DomainState.PAUSED:
+            raise StateError(
+                f"{vm.name} is paused, so it cannot shut down; free some space if a disk is full, "
+                f"or end it with 'qvm-kill {vm.name}'"
+            )
         ended = self._shutdowns.get(vm.uuid)
         if ended is None:
             self._machines.begin(vm.uuid, "Halting")

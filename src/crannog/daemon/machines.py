@@ -24,6 +24,8 @@ class Machines:
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self.on_ended: Callable[[str], None] = lambda _uuid: None
+        self.on_stalled: Callable[[str], None] = lambda _uuid: None
+        """Called when a VM that ran is paused, though nobody asked for that."""
 
     def lock(self, uuid: str) -> asyncio.Lock:
         """Return the lock that whoever changes the power state of that VM must hold."""
@@ -45,7 +47,9 @@ class Machines:
     def change(self, uuid: str, state: DomainState) -> None:
         """Take over an event of the hypervisor."""
         if state is not DomainState.ABSENT:
-            self._states[uuid] = state
+            before, self._states[uuid] = self._states.get(uuid), state
+            if before is DomainState.RUNNING and state is DomainState.PAUSED:
+                self.on_stalled(uuid)
             return
         self._states.pop(uuid, None)
         self._xids.pop(uuid, None)
@@ -57,6 +61,10 @@ class Machines:
     def has_domain(self, uuid: str) -> bool:
         """Tell whether the VM has a domain now."""
         return uuid in self._states
+
+    def domain_state(self, uuid: str) -> DomainState:
+        """Return the state of the VM's domain."""
+        return self._states.get(uuid, DomainState.ABSENT)
 
     def power_state(self, uuid: str) -> str:
         """Return the power state in the Admin API's words."""

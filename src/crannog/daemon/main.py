@@ -19,6 +19,7 @@ from crannog.core.registry import DEFAULT_POOL
 from crannog.daemon.inventory import Inventory
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
+from crannog.daemon.stalls import StallWatch
 from crannog.daemon.world import World
 from crannog.errors import CrannogError, DaemonError, StorageError
 from crannog.rpc.agents import VMProcesses, discard_dead_sockets
@@ -78,6 +79,7 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     registry = world.store.load()
     machines = Machines()
     lifecycle = Lifecycle(world, registry, machines)
+    StallWatch(world.hypervisor, registry, machines)
     inventory = Inventory(world, registry, machines, lifecycle)
     for pool in world.pools.values():
         for sentence in await pool.recover():

@@ -283,6 +283,8 @@ def run_child(user: pwd.struct_passwd, command: bytes, stdio: tuple[int, int, in
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         if os.geteuid() == 0:
+            for fd in (0, 1, 2):
+                os.fchown(fd, user.pw_uid, user.pw_gid)  # else /dev/stderr cannot be opened by its name
             os.initgroups(user.pw_name, user.pw_gid)
             os.setgid(user.pw_gid)
             os.setuid(user.pw_uid)

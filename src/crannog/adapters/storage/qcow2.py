@@ -74,11 +74,18 @@ class Qcow2Pool:
             os.chmod(half_made, 0o600)
             self._sync(half_made)
             os.replace(half_made, content)
+            self._forget_blank(volume)
         except OSError as error:
             raise self._failure(purpose, error) from error
         finally:
             self._discard(half_made)
         return replace(volume, size=size)
+
+    def _forget_blank(self, volume: Volume) -> None:
+        """Delete the empty first revision that a new volume has, so that nobody ever falls back to it."""
+        first = self._base(volume.vid) + ".1.img"
+        if volume.revisions_to_keep and os.path.exists(first) and os.stat(first).st_blocks == 0:
+            os.unlink(first)
 
     async def start(self, volume: Volume) -> None:
         """Make the volume's file for this session."""
