@@ -61,12 +61,13 @@ def test_exit_codes_are_those_of_a_shell(world: World, command: str, code: int) 
 
 
 def test_a_command_runs_as_a_login_of_its_user(world: World) -> None:
-    _, out, _ = world.run('echo "$USER $LOGNAME $HOME $(pwd) $(id -un)"; ps -o pgid= -p $$; echo $$')
-    names, group, pid = out.decode().splitlines()
+    _, out, _ = world.run('echo "$USER $LOGNAME $HOME $(pwd) $(id -un)"; cut -d" " -f1,5 /proc/$$/stat')
+    names, ids = out.decode().splitlines()
     user, logname, home, folder, effective = names.split()
     assert user == logname == effective
     assert home == folder == os.path.expanduser(f"~{user}")
-    assert group.strip() == pid
+    pid, group = ids.split()
+    assert group == pid
 
 
 def test_a_command_runs_as_the_named_user_or_not_at_all(world: World) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from crannog.errors import VMNotRunningError
 from crannog.shortpath import short_path
 from tests.vm.home import Home, wait_until
 
@@ -169,7 +170,10 @@ def test_two_start_at_once_and_an_interrupted_start_goes_on(home: Home) -> None:
     stop.kill()
     stop.wait()
     home.kill_daemon()
-    wait_until(lambda: home.state("work") == "Halted", "the shutdown went on")
+    # The daemon died before or after the guest was asked. Either way the VM has a state, and can be shut down.
+    assert home.state("work") in ("Running", "Halted")
+    assert home.run("qvm-shutdown", "--wait", "work").returncode in (0, VMNotRunningError.exit_code)
+    assert home.state("work") == "Halted"
 
 
 @pytest.mark.parametrize("seconds", [0, 0.01, 0.02, 0.04])
