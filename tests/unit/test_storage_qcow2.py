@@ -21,6 +21,7 @@ SIZE = 2**20
 TEMPLATE = Volume("root", "vm-pool", "debian-1/root", SIZE, save_on_stop=True, revisions_to_keep=1)
 LAYER = Volume("root", "vm-pool", "work-2/root", SIZE, snap_on_start=True, source=TEMPLATE.vid)
 PRIVATE = Volume("private", "vm-pool", "work-2/private", SIZE, save_on_stop=True)
+KNOWN = frozenset({TEMPLATE.vid, LAYER.vid, PRIVATE.vid})
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ async def test_a_half_made_layer_never_becomes_a_revision(filled: Qcow2Pool, mon
             await filled.start(TEMPLATE)
     assert not Path(filled.locate(TEMPLATE).path).exists()
     before = filled.newest(TEMPLATE.vid)
-    await filled.recover()
+    await filled.recover(KNOWN)
     await filled.stop(TEMPLATE)
     assert filled.newest(TEMPLATE.vid) == before
 
@@ -225,19 +226,20 @@ async def test_remove_takes_the_folder_and_nothing_else(filled: Qcow2Pool) -> No
 
 
 async def test_recover_clears_what_was_half_made(filled: Qcow2Pool) -> None:
+    await filled.claim((TEMPLATE, LAYER, PRIVATE))
     before = files(filled)
     Path(filled.folder, ".new-other-3").mkdir()
     Path(filled.folder, ".new-other-3", "root.img").touch()
     for file in ("private.new", "root.volatile.qcow2.new"):
         Path(filled.folder, "work-2", file).touch()
-    sentences = await filled.recover()
+    sentences = await filled.recover(KNOWN)
     assert files(filled) == before
     assert any("other-3" in sentence for sentence in sentences)
-    assert await filled.recover() == []
+    assert await filled.recover(KNOWN) == []
 
 
 async def test_recover_makes_the_folder(pool: Qcow2Pool) -> None:
-    assert await pool.recover() == []
+    assert await pool.recover(KNOWN) == []
     assert Path(pool.folder).is_dir()
 
 
@@ -289,6 +291,7 @@ def test_no_id_leaves_the_pool(vid: str) -> None:
 
 async def test_a_missing_source_is_named(pool: Qcow2Pool) -> None:
     await pool.create((LAYER, PRIVATE))
+    await pool.claim((LAYER, PRIVATE))
     with pytest.raises(StorageError, match="debian-1/root of pool vm-pool has no content"):
         await pool.start(LAYER)
     Path(pool.locate(PRIVATE).path).unlink()
@@ -330,3 +333,21 @@ async def test_a_full_disk_leaves_nothing_half_made(tiny_disk: Path, tmp_path: P
         with pytest.raises(StorageError, match="No space left on device; free some space"):
             await pool.start(volume)
         assert files(pool) == before
+
+
+async def test_recover_keeps_what_the_store_knows_and_deletes_what_it_does_not(pool: Qcow2Pool) -> None:
+    await pool.create((TEMPLATE,))
+    await pool.create((LAYER, PRIVATE))
+    sentences = await pool.recover(frozenset({TEMPLATE.vid}))
+    assert [TEMPLATE.vid.partition("/")[0]] == os.listdir(pool.folder)
+    assert len(sentences) == 1
+    # From now on it is nobody's guess: a folder without the mark is never deleted.
+    assert await pool.recover(frozenset()) == []
+    assert os.path.exists(pool.newest(TEMPLATE.vid).path)
+
+
+async def test_claimed_volumes_are_never_deleted(pool: Qcow2Pool) -> None:
+    await pool.create((PRIVATE,))
+    await pool.claim((PRIVATE,))
+    assert await pool.recover(frozenset()) == []
+    assert os.path.exists(pool.locate(PRIVATE).path)

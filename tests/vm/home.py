@@ -87,7 +87,11 @@ class Home:
 
     def settles(self, files: set[str]) -> None:
         """Expect that soon no process of a VM is left, and exactly `files`."""
-        wait_until(lambda: not self.processes() and self.files() == files, "nothing is left", timeout=10)
+        deadline = time.monotonic() + 10
+        while self.processes() or self.files() != files:
+            left = self.processes(), self.files() - files, files - self.files()
+            assert time.monotonic() < deadline, f"processes, files and missing files that are left: {left}"
+            time.sleep(0.05)
 
     def files(self) -> set[str]:
         """Return the paths of all files that a VM's start can leave, relative to the home."""

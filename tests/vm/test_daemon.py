@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -59,6 +60,33 @@ def test_killed_in_the_middle_of_a_start(home: Home, seconds: float) -> None:
         home.ok("qvm-start", "--no-wait", "work")
     assert home.state("work") == "Running"
     os.kill(home.rpc_process("work"), 0)
+
+
+def test_killed_before_libvirt_knows_its_qemu(home: Home) -> None:
+    """Libvirt notes process 0 for an instant; that state cannot be hit by time, so it is written."""
+    files = home.files()
+    home.ok("qvm-start", "--no-wait", "work")
+    qemu, pids = home.qemu("work"), [home.daemon(), home.rpc_process("work")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    status = f"{home.path}/vmm/run/qemu/work.xml"
+    with open(status) as file:
+        text = file.read()
+    with open(status, "w") as file:
+        file.write(re.sub(r"<domstatus .*>", "<domstatus state='paused' reason='starting up' pid='0'>", text))
+    assert home.state("work") == "Halted"
+    wait_until(lambda: not is_alive(qemu), "its QEMU is gone")
+    home.settles(files)
+    home.ok("qvm-start", "--no-wait", "work")
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether the process runs; one that waits to be buried does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def is_decided(home: Home) -> bool:

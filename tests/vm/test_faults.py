@@ -304,6 +304,9 @@ def test_a_disk_that_runs_full_pauses_the_vm_until_there_is_space(full_home: Hom
     with home.popen("qvm-run", "work", write, stdout=subprocess.PIPE) as writer:
         wait_until(lambda: home.state("work") == "Paused", "QEMU pauses the VM")
         assert "free some space" in home.fails(5, "qvm-shutdown", "work")
+        home.kill_daemon()
+        os.truncate(f"{home.path}/filler", os.stat(f"{home.path}/filler").st_size - (1 << 18))
+        wait_until(lambda: home.state("work") == "Paused", "the VM is adopted, and still has no space")
         os.unlink(f"{home.path}/filler")
         wait_until(lambda: home.state("work") == "Running", "the VM goes on")
         assert writer.communicate(timeout=60)[0] == b"1\n"

@@ -13,6 +13,8 @@ class DomainState(StrEnum):
 
     RUNNING = "running"
     PAUSED = "paused"
+    STALLED = "stalled"
+    """Paused by the hypervisor, because a disk could not be written."""
     SUSPENDED = "suspended"
     DYING = "dying"
     CRASHED = "crashed"

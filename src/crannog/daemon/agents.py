@@ -44,7 +44,7 @@ class AgentWatch:
         tail = await read_console_tail(step.console_log)
         if not self._machines.has_domain(step.uuid):
             raise StartError(f"it stopped by itself before its agent answered; {tail}")
-        if self._machines.domain_state(step.uuid) is DomainState.PAUSED:
+        if self._machines.domain_state(step.uuid) is DomainState.STALLED:
             raise StartError("QEMU paused it, as a disk could not be written; free some space where its volumes are")
         raise AgentTimeoutError(
             f"its agent did not answer within {step.timeout} s; if the guest is just slow, raise "

@@ -81,6 +81,7 @@ class Inventory:
         try:
             await pool.create(volumes)
             self._world.store.save(self.registry)
+            await pool.claim(volumes)
         except BaseException:
             self.registry.remove(vm)
             await pool.remove(volumes)

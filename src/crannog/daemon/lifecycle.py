@@ -105,9 +105,9 @@ class Lifecycle:
         shutdown_timeout (it goes on running). Raises VMNotRunningError for a halted VM.
         """
         self._check_running(vm)
-        if self._machines.domain_state(vm.uuid) is DomainState.PAUSED:
+        if self._machines.domain_state(vm.uuid) is DomainState.STALLED:
             raise StateError(
-                f"{vm.name} is paused, so it cannot shut down; free some space if a disk is full, "
+                f"{vm.name} cannot shut down: it is paused, because a disk could not be written; free some space, "
                 f"or end it with 'qvm-kill {vm.name}'"
             )
         ended = self._shutdowns.get(vm.uuid)
@@ -176,19 +176,27 @@ class Lifecycle:
         adopted = []
         for info in await self._world.hypervisor.domains():
             vm = self._registry.find_uuid(info.uuid)
-            if isinstance(vm, LocalVM) and info.state is DomainState.RUNNING:
+            if isinstance(vm, LocalVM) and info.state in (DomainState.RUNNING, DomainState.STALLED):
                 log.info("%s: still running, adopted", vm.name)
                 self._machines.note(info)
                 adopted.append(info)
                 await self._world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
             else:
                 log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
-                await self._world.hypervisor.destroy(info.uuid)
+                await self._end_leftover(info)
         for vm in self._registry.local_vms():
             if not self._machines.has_domain(vm.uuid):
                 await self._release(vm)
         if adopted:
             self._keep(asyncio.ensure_future(self._find_dead(adopted)))
+
+    async def _end_leftover(self, info: DomainInfo) -> None:
+        """End a domain that nobody owns; one that cannot be ended is shown as what it is, and the daemon goes on."""
+        try:
+            await self._world.hypervisor.destroy(info.uuid)
+        except HypervisorError as error:
+            log.error("domain %s: %s", info.name, error)
+            self._machines.note(info)
 
     async def _find_dead(self, adopted: list[DomainInfo]) -> None:
         """Look some more times whether the adopted domains are there.
@@ -216,6 +224,7 @@ class Lifecycle:
 
     async def _release(self, vm: LocalVM) -> None:
         await self._world.agents.stop(vm.uuid)
+        self._world.discard_channel(vm.uuid)
         for volume in vm.volumes.values():
             try:
                 await self._world.pools[volume.pool].stop(volume)
@@ -249,6 +258,7 @@ class Lifecycle:
 
     async def _destroy(self, step: CreatePaused) -> None:
         await self._end(step.spec.uuid)
+        self._world.discard_channel(step.spec.uuid)
 
     async def _resume(self, step: Resume) -> None:
         try:

@@ -8,6 +8,7 @@ from crannog.core.domain import DomainInfo, DomainState
 _POWER_STATES = {
     DomainState.RUNNING: "Running",
     DomainState.PAUSED: "Paused",
+    DomainState.STALLED: "Paused",
     DomainState.SUSPENDED: "Suspended",
     DomainState.DYING: "Dying",
     DomainState.CRASHED: "Crashed",
@@ -25,7 +26,7 @@ class Machines:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self.on_ended: Callable[[str], None] = lambda _uuid: None
         self.on_stalled: Callable[[str], None] = lambda _uuid: None
-        """Called when a VM that ran is paused, though nobody asked for that."""
+        """Called when the hypervisor pauses a VM because a disk could not be written."""
 
     def lock(self, uuid: str) -> asyncio.Lock:
         """Return the lock that whoever changes the power state of that VM must hold."""
@@ -41,14 +42,14 @@ class Machines:
 
     def note(self, info: DomainInfo) -> None:
         """Take over what a bulk list or a creation says of a domain."""
-        self._states[info.uuid] = info.state
         self._xids[info.uuid] = info.xid
+        self.change(info.uuid, info.state)
 
     def change(self, uuid: str, state: DomainState) -> None:
         """Take over an event of the hypervisor."""
         if state is not DomainState.ABSENT:
-            before, self._states[uuid] = self._states.get(uuid), state
-            if before is DomainState.RUNNING and state is DomainState.PAUSED:
+            self._states[uuid] = state
+            if state is DomainState.STALLED:
                 self.on_stalled(uuid)
             return
         self._states.pop(uuid, None)

@@ -51,8 +51,8 @@ def take_lock(paths: Paths) -> int:
             f"crannogd runs already for {paths.home} (process {owner}); use it, or set CRANNOG_HOME to another folder"
         ) from None
     try:
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        # Written in place and with a fixed width, which works on a full disk as well.
+        os.pwrite(lock, f"{os.getpid():<15}\n".encode(), 0)
     except OSError as error:
         os.close(lock)
         raise StorageError(
@@ -81,8 +81,9 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     lifecycle = Lifecycle(world, registry, machines)
     StallWatch(world.hypervisor, registry, machines)
     inventory = Inventory(world, registry, machines, lifecycle)
+    known = frozenset(volume.vid for vm in registry for volume in vm.volumes.values())
     for pool in world.pools.values():
-        for sentence in await pool.recover():
+        for sentence in await pool.recover(known):
             log.warning("%s", sentence)
     discard_dead_sockets(paths.run)
     world.hypervisor.listen(machines.change)
@@ -137,6 +138,7 @@ def main() -> int:
     paths = Paths()
     try:
         take_lock(paths)
+        logging.raiseExceptions = False  # a log on a full disk is no reason to complain on top of it
         logging.basicConfig(
             level=logging.DEBUG if options.verbose else logging.INFO,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",

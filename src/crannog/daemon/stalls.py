@@ -39,7 +39,7 @@ class StallWatch:
         task.add_done_callback(lambda _task: self._retries.pop(uuid, None))
 
     async def _retry(self, uuid: str) -> None:
-        while self._machines.domain_state(uuid) is DomainState.PAUSED:
+        while self._machines.domain_state(uuid) is DomainState.STALLED:
             await asyncio.sleep(RETRY_PAUSE)
             # It may have ended meanwhile; the next look at its state tells.
             with contextlib.suppress(HypervisorError):

@@ -1,5 +1,6 @@
 """Everything outside the model that the daemon works with, behind the ports."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -25,7 +26,10 @@ class World:
     def discard_logs(self, vm: str) -> None:
         """Delete the logs of a VM that was removed."""
         for path in (self.paths.console_log(vm), self.paths.rpc_log(vm)):
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            except FileNotFoundError:
-                continue
+
+    def discard_channel(self, uuid: str) -> None:
+        """Delete the channel's socket of a VM that has ended; a QEMU that was killed leaves it."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.paths.channel_socket(uuid))

@@ -15,7 +15,10 @@ class Pool(Protocol):
         """Return where the volume will be once it is started. Touches nothing."""
 
     async def create(self, volumes: tuple[Volume, ...]) -> None:
-        """Make the volumes of one new VM, all or none."""
+        """Make the volumes of one new VM, all or none. They are provisional until `claim`."""
+
+    async def claim(self, volumes: tuple[Volume, ...]) -> None:
+        """Make new volumes lasting: the VM that they belong to is in the store now."""
 
     async def import_file(self, volume: Volume, path: str) -> Volume:
         """Make the raw image at `path` the content of a stopped volume; return the volume with its new size."""
@@ -32,5 +35,8 @@ class Pool(Protocol):
     async def remove(self, volumes: tuple[Volume, ...]) -> None:
         """Delete the volumes of one VM. Absent ones are no error."""
 
-    async def recover(self) -> list[str]:
-        """Clean up what a killed daemon left half-made; return a sentence for each thing done or found."""
+    async def recover(self, known: frozenset[str]) -> list[str]:
+        """Clean up what a killed daemon left half-made; return a sentence for each thing done.
+
+        `known` are the ids of all volumes in the store: provisional ones among them are claimed, others deleted.
+        """

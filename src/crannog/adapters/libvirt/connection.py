@@ -99,7 +99,7 @@ class LibvirtHypervisor:
 
     async def _adopt_domains(self) -> None:
         for domain in await self.domains():
-            path = await self._ask(domain.uuid, f"reading the console of {domain.name}", _console_path)
+            path = await self._ask(domain.uuid, f"reading the console of {domain.name}", console.find_console)
             self._logs[domain.uuid] = (path or "", self._root.log(domain.name))
 
     async def close(self) -> None:
@@ -212,7 +212,10 @@ class LibvirtHypervisor:
                 found = self._opened().getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
             except libvirt.libvirtError as error:
                 raise failures.call_failure("listing the domains", error) from error
-            return [_describe(domain, statistics["state.state"]) for domain, statistics in found]
+            return [
+                driver.describe(domain, statistics["state.state"], statistics["state.reason"])
+                for domain, statistics in found
+            ]
 
         return [domain for domain in await self._run(ask) if domain.state is not DomainState.ABSENT]
 
@@ -253,7 +256,7 @@ class LibvirtHypervisor:
         except libvirt.libvirtError as error:
             raise failures.start_failure(spec.name, error, self._root.log(spec.name)) from error
         self._root.share_capabilities()
-        return _describe(domain, libvirt.VIR_DOMAIN_PAUSED)
+        return driver.describe(domain, libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
 
     async def resume(self, uuid: str) -> None:
         """Let the CPUs run. Raises HypervisorError, also when the domain is absent."""
@@ -293,15 +296,3 @@ class LibvirtHypervisor:
         if picture is None:
             raise HypervisorError(f"{uuid} has no screen: it has no domain (any more); start the VM first")
         return picture
-
-
-def _describe(domain: "libvirt.virDomain", state: int) -> DomainInfo:
-    return DomainInfo(domain.UUIDString(), domain.name(), driver.to_state(state), domain.ID())
-
-
-def _console_path(domain: "libvirt.virDomain") -> str:
-    from lxml import etree
-
-    # The XML is libvirt's own, made from ours: no guest has a hand in it.
-    source = etree.fromstring(domain.XMLDesc(0)).find("devices/serial/source")
-    return "" if source is None else source.get("path", "")

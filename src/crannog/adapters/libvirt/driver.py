@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from crannog.core.domain import DomainState
+from crannog.core.domain import DomainInfo, DomainState
 from crannog.errors import HypervisorError
 
 if TYPE_CHECKING:
@@ -91,9 +91,27 @@ _EVENTS = {
 """`started` (2) is left out: domains start paused, and the event for that follows."""
 
 
-def to_state(number: int) -> DomainState:
-    """Return the state for libvirt's `number`; one that this version does not know counts as running."""
-    return _STATES.get(number, DomainState.RUNNING)
+_PAUSED_FOR_IO_ERROR = 5
+"""virDomainPausedReason."""
+_SUSPENDED_FOR_IO_ERROR = 2
+"""virDomainEventSuspendedDetailType."""
+
+
+def to_state(number: int, reason: int) -> DomainState:
+    """Return the state for libvirt's numbers; a state that this version does not know counts as running."""
+    state = _STATES.get(number, DomainState.RUNNING)
+    return DomainState.STALLED if state is DomainState.PAUSED and reason == _PAUSED_FOR_IO_ERROR else state
+
+
+def describe(domain: "libvirt.virDomain", state: int, reason: int) -> DomainInfo:
+    """Return what is to be known of a domain in the given state."""
+    return DomainInfo(domain.UUIDString(), domain.name(), to_state(state, reason), domain.ID())
+
+
+def to_news(event: int, detail: int) -> DomainState | None:
+    """Return the state that an event brings, None when it brings no other."""
+    state = _EVENTS.get(event)
+    return DomainState.STALLED if state is DomainState.PAUSED and detail == _SUSPENDED_FOR_IO_ERROR else state
 
 
 def connect(uri: str) -> "libvirt.virConnect":
@@ -119,8 +137,8 @@ def subscribe(connection: "libvirt.virConnect", tell: Callable[[str, DomainState
     """
     import libvirt
 
-    def take(_connection: object, domain: "libvirt.virDomain", event: int, _detail: int, _opaque: object) -> None:
-        state = _EVENTS.get(event)
+    def take(_connection: object, domain: "libvirt.virDomain", event: int, detail: int, _opaque: object) -> None:
+        state = to_news(event, detail)
         if state:
             tell(domain.UUIDString(), state)
 

@@ -6,14 +6,18 @@ can open only one folder in its life, and a QEMU outlives both; the next process
 
 import contextlib
 import functools
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
 from urllib.parse import quote
 
+from crannog.adapters.libvirt.unborn import discard_unborn
 from crannog.errors import HypervisorError
 from crannog.shortpath import provide_short_path, short_path
+
+log = logging.getLogger(__name__)
 
 URI = "qemu:///embed"
 
@@ -113,6 +117,8 @@ class EmbeddedRoot:
                 os.makedirs(os.path.join(self._folder, name), exist_ok=True)
             _write_if_changed(self._folder + "/etc/qemu.conf", _configuration())
             _copy_missing(self._shared, os.path.join(self._folder, _CAPABILITIES))
+            for name in discard_unborn(self._folder, self.path):
+                log.warning("%s: its start was cut short, what was left of it is gone", name)
         except OSError as error:
             raise HypervisorError(f"{self._folder} cannot be made ready for libvirt: {error.strerror}") from error
         return f"{URI}?root={quote(self.path)}"

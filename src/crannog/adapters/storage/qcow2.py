@@ -22,6 +22,7 @@ from crannog.errors import StorageError
 
 _HALF_MADE = ".new-"
 _HALF_MADE_FILE = ".new"
+_PROVISIONAL = ".provisional"
 
 
 class Qcow2Pool:
@@ -51,7 +52,7 @@ class Qcow2Pool:
         return Location(path, "qcow2" if path.endswith(".qcow2") else "raw")
 
     async def create(self, volumes: tuple[Volume, ...]) -> None:
-        """Make the folder of a VM with its empty volumes; a failure leaves nothing."""
+        """Make the folder of a VM with its empty volumes, marked as provisional; a failure leaves nothing."""
         folder = os.path.dirname(self._base(volumes[0].vid))
         half_made = os.path.join(self.folder, _HALF_MADE + os.path.basename(folder))
         try:
@@ -59,10 +60,16 @@ class Qcow2Pool:
             for volume in volumes:
                 if volume.save_on_stop:
                     self._make_empty(os.path.join(half_made, os.path.basename(self._next_content(volume))), volume.size)
+            self._make_empty(os.path.join(half_made, _PROVISIONAL), 0)
             os.rename(half_made, folder)
         except OSError as error:
             shutil.rmtree(half_made, ignore_errors=True)
             raise self._failure(f"the volumes of {os.path.basename(folder)} cannot be made", error) from error
+
+    async def claim(self, volumes: tuple[Volume, ...]) -> None:
+        """Take the mark away."""
+        for folder in {os.path.dirname(self._base(volume.vid)) for volume in volumes}:
+            self._discard(os.path.join(folder, _PROVISIONAL))
 
     async def import_file(self, volume: Volume, path: str) -> Volume:
         """Copy the raw image at `path`, holes kept, and put it in the place of the volume's content."""
@@ -131,14 +138,18 @@ class Qcow2Pool:
             except OSError as error:
                 raise self._failure(f"{folder} cannot be deleted", error) from error
 
-    async def recover(self) -> list[str]:
+    async def recover(self, known: frozenset[str]) -> list[str]:
         """Delete what a killed daemon was just making or deleting."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        folders = {vid.partition("/")[0] for vid in known}
         done = []
-        for entry in os.scandir(self.folder):
-            if entry.name.startswith(_HALF_MADE):
+        for entry in list(os.scandir(self.folder)):
+            mark = os.path.join(entry.path, _PROVISIONAL)
+            if entry.name.startswith(_HALF_MADE) or (entry.name not in folders and os.path.exists(mark)):
                 shutil.rmtree(entry.path, ignore_errors=True)
                 done.append(f"pool {self.name}: deleted half-made {entry.name.removeprefix(_HALF_MADE)}")
+            else:
+                self._discard(mark)
         for path in glob.glob(f"{glob.escape(self.folder)}/*/*{_HALF_MADE_FILE}"):
             self._discard(path)
             done.append(f"pool {self.name}: deleted half-made {os.path.relpath(path, self.folder)}")
