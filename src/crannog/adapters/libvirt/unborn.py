@@ -2,7 +2,8 @@
 
 libvirt writes a status file before it has started QEMU, with process number 0. Should our process be killed right then,
 the next one reads that file and has a domain that it neither takes up again nor can destroy: its start counts as going
-on for ever. So such files, and a QEMU that came of such a start, are taken away before libvirt sees them.
+on for ever. A little earlier, files are there that no status file belongs to. So all of that, and a QEMU that came of
+such a start, is taken away before libvirt looks.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ from lxml import etree
 _END_SECONDS = 5
 
 
-def discard_unborn(root: str, root_alias: str) -> list[str]:
-    """Take away what cut-short starts left below `root` and return the domains' names.
+def discard_unborn(root: str, root_alias: str) -> set[str]:
+    """Take away what cut-short starts left below `root` and return the names of their domains.
 
     `root_alias` is the path under which libvirt uses the folder. Nothing is touched while another process uses it.
     """
@@ -28,28 +29,44 @@ def discard_unborn(root: str, root_alias: str) -> list[str]:
             # The lock by which libvirt keeps a folder for itself (virPidFileAcquire).
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return []
-        return [
-            name for path in glob.glob(f"{glob.escape(root)}/run/qemu/*.xml") if (name := _discard(path, root_alias))
-        ]
-    return []
+            return set()
+        return _sweep(f"{glob.escape(root)}/run/qemu", f"{glob.escape(root)}/lib/qemu", root_alias)
+    return set()
 
 
-def _discard(status: str, root_alias: str) -> str:
-    """Discard the domain of a status file if it was never born; return its name then, else nothing."""
+def _sweep(run: str, lib: str, root_alias: str) -> set[str]:
+    born = {name: folder for path in glob.glob(f"{run}/*.xml") for name, folder in _read_born(path)}
+    gone = set()
+    for path in glob.glob(f"{run}/*.xml") + glob.glob(f"{run}/*.xml.new") + glob.glob(f"{run}/*.pid"):
+        name = os.path.basename(path).removesuffix(".new").rpartition(".")[0]
+        if name in born or name == "driver":
+            continue
+        if path.endswith(".pid"):
+            _end_emulator(path, name, root_alias)
+        os.unlink(path)
+        gone.add(name)
+    for folder in glob.glob(f"{lib}/domain-*"):
+        if os.path.basename(folder) not in born.values():
+            shutil.rmtree(folder, ignore_errors=True)
+            gone.add(os.path.basename(folder).split("-", 2)[-1])
+    return gone
+
+
+def _read_born(status: str) -> list[tuple[str, str]]:
+    """Return the name of the domain of a status file, and its folder's name, if its QEMU was ever started.
+
+    A file that cannot be understood is left to libvirt: it counts as born.
+    """
+    name = os.path.basename(status).removesuffix(".xml")
     try:
         element = etree.parse(status).getroot()
     except (OSError, etree.XMLSyntaxError):
-        return ""
-    name = element.findtext("domain/name", "")
-    if element.tag != "domstatus" or element.get("pid") != "0" or os.path.basename(status) != name + ".xml":
-        return ""
-    _end_emulator(status.removesuffix(".xml") + ".pid", name, root_alias)
+        return [(name, "")]
+    if element.tag == "domstatus" and element.get("pid") == "0":
+        return []
     monitor = element.find("monitor")
-    if monitor is not None and monitor.get("path", "").startswith(root_alias + "/lib/qemu/domain-"):
-        shutil.rmtree(os.path.dirname(monitor.get("path", "")), ignore_errors=True)
-    os.unlink(status)
-    return name
+    path = "" if monitor is None else monitor.get("path", "")
+    return [(name, os.path.basename(os.path.dirname(path)))]
 
 
 def _kill(pid: int) -> None:
@@ -72,5 +89,3 @@ def _end_emulator(pid_file: str, name: str, root_alias: str) -> None:
         is_ours = any(os.fsencode(f"{root_alias}/lib/qemu/domain-") in word for word in words)
         if is_ours and any(word.startswith(os.fsencode(f"guest={name},")) for word in words):
             _kill(pid)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(pid_file)
