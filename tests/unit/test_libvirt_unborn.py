@@ -8,7 +8,7 @@ import pytest
 
 from crannog.adapters.libvirt.unborn import discard_unborn
 
-STATUS = "<domstatus state='{state}' pid='{pid}'><monitor path='{root}/lib/qemu/{folder}/monitor.sock'/><domain/></domstatus>"
+STATUS = "<domstatus state='{state}' pid='{pid}'><monitor path='{root}/lib/qemu/{folder}/monitor.sock'/></domstatus>"
 
 
 @pytest.fixture
