@@ -1,11 +1,14 @@
 """libvirt's messages, as recorded from libvirt 9.0 and QEMU 7.2, and what is made of them."""
 
+from pathlib import Path
+
 import libvirt
 import pytest
 
 from crannog.adapters.libvirt.failures import (
     call_failure,
     find_cause,
+    find_last_words,
     find_remedy,
     is_absent,
     open_failure,
@@ -118,3 +121,16 @@ def test_a_second_folder_in_one_process_is_explained() -> None:
 
 def test_other_calls_name_what_was_asked() -> None:
     assert str(call_failure("resuming x", RecordedError("internal error: no"))) == "resuming x failed: no"
+
+
+def test_qemus_last_words_are_found_in_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "vm.log"
+    started = "2026-01-01 00:00:00.000+0000: starting up libvirt version: 9\nLC_ALL=C \\\n/bin/qemu \\\n-msg on\n"
+    log.write_text(started)
+    assert find_last_words(str(log)) == ""
+    spoken = (
+        "2026-01-01T00:00:01.0Z qemu-system-x86_64: warning: odd\n2026-01-01T00:00:01.1Z qemu-system-x86_64: no luck\n"
+    )
+    log.write_text(started + spoken + "2026-01-01 00:00:01.200+0000: shutting down, reason=failed\n")
+    assert find_last_words(str(log)) == "no luck"
+    assert find_last_words(str(tmp_path / "absent")) == ""

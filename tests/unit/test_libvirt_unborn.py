@@ -45,11 +45,13 @@ def test_only_an_emulator_of_this_folder_is_ended(root: Path, is_ours: bool) -> 
     words = [
         sys.executable,
         "-c",
-        "import time; time.sleep(60)",
+        "import time; print(flush=True); time.sleep(60)",
         "guest=unborn,x=y",
         f"{place}/lib/qemu/domain-2-unborn",
     ]
-    with subprocess.Popen(words) as emulator:
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as emulator:
+        assert emulator.stdout
+        emulator.stdout.readline()
         try:
             (root / "run/qemu/unborn.pid").write_text(str(emulator.pid))
             discard_unborn(str(root), str(root))

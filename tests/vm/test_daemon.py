@@ -51,7 +51,7 @@ def test_killed_in_the_middle_of_a_start(home: Home, seconds: float) -> None:
     files = home.files()
     start = home.popen("qvm-start", "work", stderr=subprocess.PIPE)
     time.sleep(seconds)
-    os.kill(home.daemon(), signal.SIGKILL)
+    home.kill_daemon()
     _, complaint = start.communicate(timeout=20)
     assert (start.returncode, complaint) == (0, b"") or complaint.startswith(b"qvm-start: crannogd "), complaint
     wait_until(lambda: is_decided(home), "the VM runs or is halted")
@@ -69,6 +69,7 @@ def test_killed_before_libvirt_knows_its_qemu(home: Home) -> None:
     qemu, pids = home.qemu("work"), [home.daemon(), home.rpc_process("work")]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not home.daemon(), "the daemon is gone")
     status = f"{home.path}/vmm/run/qemu/work.xml"
     with open(status) as file:
         text = file.read()

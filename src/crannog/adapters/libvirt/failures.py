@@ -19,6 +19,9 @@ _LIBVIRT_PREFIX = re.compile(
 )
 _QEMU_PREFIX = re.compile(r"^(?:\d{4}-\d\d-\d\dT[\d:.]+Z )?(?:qemu-system-\S+|qemu-kvm|qemu): ")
 _OPTION_PREFIX = re.compile(r"^-[a-z]+ (?:\{.*\}|[^\s{]\S*): ")
+_LIBVIRT_NOTE = re.compile(r"^-|: (?:starting up|shutting down|Domain id)|\\$")
+"""What libvirt itself writes to that log: when it starts and ends a QEMU, and the command line."""
+_LOG_TAIL = 4096
 _CAUSE_MAX = 400
 
 _KNOWN_CAUSES = (
@@ -69,6 +72,17 @@ def find_cause(message: str) -> str:
     return _OPTION_PREFIX.sub("", _QEMU_PREFIX.sub("", cause))[:_CAUSE_MAX].rstrip(".")
 
 
+def find_last_words(log: str) -> str:
+    """Return the last line in QEMU's log that is QEMU's, without its prefixes; nothing when there is none."""
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            lines = file.read()[-_LOG_TAIL:].splitlines()
+    except OSError:
+        return ""
+    spoken = [line for line in lines if line.strip() and not _LIBVIRT_NOTE.search(line)]
+    return find_cause(spoken[-1]) if spoken else ""
+
+
 def find_remedy(cause: str) -> str:
     """Return the next step for a known `cause`, or an empty text."""
     for pattern, remedy in _KNOWN_CAUSES:
@@ -80,8 +94,12 @@ def find_remedy(cause: str) -> str:
 def start_failure(name: str, error: "libvirt.libvirtError", log: str) -> HypervisorError:
     """Return the error for a domain that could not be created; `log` is QEMU's own log of it."""
     cause = find_cause(str(error))
+    has_died = "monitor socket" in cause
+    if has_died:
+        # QEMU was gone before libvirt could ask it why; its log still tells.
+        cause = find_last_words(log) or cause
     remedy = find_remedy(cause)
-    if "monitor: " in str(error):
+    if has_died or "monitor: " in str(error):
         remedy = f"{remedy} (QEMU's log: {log})" if remedy else f"read QEMU's log {log}"
     return HypervisorError(f"{name} could not be started: {cause}" + (f": {remedy}" if remedy else ""))
 
