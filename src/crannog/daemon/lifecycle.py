@@ -191,12 +191,15 @@ class Lifecycle:
             self._keep(asyncio.ensure_future(self._find_dead(adopted)))
 
     async def _end_leftover(self, info: DomainInfo) -> None:
-        """End a domain that nobody owns; one that cannot be ended is shown as what it is, and the daemon goes on."""
+        """End a domain that nobody owns; while it cannot be ended it is shown as what it is, and the daemon goes on."""
+        self._machines.note(info)
+        ending = asyncio.ensure_future(self._end(info.uuid))
+        self._keep(ending)
         try:
-            await self._world.hypervisor.destroy(info.uuid)
-        except HypervisorError as error:
-            log.error("domain %s: %s", info.name, error)
-            self._machines.note(info)
+            async with asyncio.timeout(END_TIMEOUT):
+                await asyncio.shield(ending)
+        except (HypervisorError, TimeoutError) as error:
+            log.error("domain %s could not be ended: %s", info.name, error or f"no answer in {END_TIMEOUT} s")
 
     async def _find_dead(self, adopted: list[DomainInfo]) -> None:
         """Look some more times whether the adopted domains are there.

@@ -2,8 +2,9 @@
 
 libvirt writes a status file before it has started QEMU, with process number 0. Should our process be killed right then,
 the next one reads that file and has a domain that it neither takes up again nor can destroy: its start counts as going
-on for ever. A little earlier, files are there that no status file belongs to. So all of that, and a QEMU that came of
-such a start, is taken away before libvirt looks.
+on for ever. A little earlier, files are there that no status file belongs to; a little later, libvirt would end the
+domain itself, but only after half a minute of trying to speak with a QEMU that may be gone. So all of that, and a QEMU
+that came of such a start, is taken away before libvirt looks.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ def _sweep(run: str, lib: str, root_alias: str) -> set[str]:
 
 
 def _read_born(status: str) -> list[tuple[str, str]]:
-    """Return the name of the domain of a status file, and its folder's name, if its QEMU was ever started.
+    """Return the name of the domain of a status file, and its folder's name, if its QEMU was started completely.
 
     A file that cannot be understood is left to libvirt: it counts as born.
     """
@@ -62,7 +63,7 @@ def _read_born(status: str) -> list[tuple[str, str]]:
         element = etree.parse(status).getroot()
     except (OSError, etree.XMLSyntaxError):
         return [(name, "")]
-    if element.tag == "domstatus" and element.get("pid") == "0":
+    if element.tag == "domstatus" and (element.get("pid") == "0" or element.get("reason") == "starting up"):
         return []
     monitor = element.find("monitor")
     path = "" if monitor is None else monitor.get("path", "")
