@@ -9,7 +9,7 @@ from crannog.api.backend import NewVM
 from crannog.core.announcement import AgentState, AgentStatus, Announcement
 from crannog.core.domain import DomainUsage, HostCapabilities
 from crannog.core.plan import Plan
-from crannog.core.properties import Holder
+from crannog.core.properties import Holder, Property
 from crannog.core.registry import Registry
 from crannog.core.startup import StartRequest
 from crannog.core.vms import CLASSES, LocalVM, QubeBase
@@ -104,9 +104,7 @@ class Inventory:
 
     async def set_property(self, holder: Holder, name: str, text: str) -> None:
         """Give a property the value that `text` means."""
-        declared = holder.find_property(name)
-        if declared.needs_halted and isinstance(holder, QubeBase):
-            self._check_halted(holder, f"get another {name}")
+        declared = self._find_changeable(holder, name)
         try:
             value = declared.kind.parse(text, self.registry)
             if declared.check and not declared.is_readonly:
@@ -121,23 +119,17 @@ class Inventory:
 
     async def reset_property(self, holder: Holder, name: str) -> None:
         """Give a property its default again."""
-        if holder.find_property(name).needs_halted and isinstance(holder, QubeBase):
-            self._check_halted(holder, f"get another {name}")
+        self._find_changeable(holder, name)
         with self._saved(holder):
             holder.reset(name)
 
     async def set_feature(self, vm: QubeBase, name: str, value: str | None) -> None:
         """Set a feature; None removes it."""
-        before = dict(vm.features)
-        if value is None:
-            vm.features.pop(name, None)
-        else:
-            vm.features[name] = value
-        try:
-            self._world.store.save(self.registry)
-        except StorageError:
-            vm.features = before
-            raise
+        with self._saved(vm):
+            if value is None:
+                vm.features.pop(name, None)
+            else:
+                vm.features[name] = value
 
     async def import_volume(self, vm: LocalVM, name: str, path: str) -> None:
         """Make the raw image at `path` the content of a halted VM's volume."""
@@ -167,6 +159,13 @@ class Inventory:
         if not self.registry.get("default_kernel"):
             await self.set_property(self.registry, "default_kernel", name)
 
+    def _find_changeable(self, holder: Holder, name: str) -> Property:
+        """Return a property's declaration; raises VMNotHaltedError when it cannot change in the VM's present state."""
+        declared = holder.find_property(name)
+        if declared.needs_halted and isinstance(holder, QubeBase):
+            self._check_halted(holder, f"get another {name}")
+        return declared
+
     def _check_halted(self, vm: QubeBase, purpose: str) -> None:
         state = self.power_state(vm)
         if vm.klass != "AdminVM" and state != "Halted":
@@ -176,14 +175,17 @@ class Inventory:
 
     @contextmanager
     def _saved(self, holder: Holder) -> Iterator[None]:
-        """Save after the block; take back what it did to the holder's properties when that fails."""
+        """Save after the block; take back what it did to the holder's properties and features when that fails."""
         before, name = dict(holder.values), holder.title()
+        features = dict(holder.features) if isinstance(holder, QubeBase) else {}
         yield
         try:
             self._world.store.save(self.registry)
         except StorageError:
-            if isinstance(holder, QubeBase) and holder.name != name:
-                self.registry.rename(holder, name)
+            if isinstance(holder, QubeBase):
+                if holder.name != name:
+                    self.registry.rename(holder, name)
+                holder.features = features
             holder.values = before
             raise
 
@@ -203,15 +205,10 @@ class Inventory:
         has_new_user = bool(user) and vm.get("default_user") != user
         if not changed and not has_new_user:
             return
-        before = dict(vm.features)
-        vm.features.update(changed)
-        try:
-            with self._saved(vm):
-                if has_new_user:
-                    vm.set("default_user", user)
-        except StorageError:
-            vm.features = before
-            raise
+        with self._saved(vm):
+            vm.features.update(changed)
+            if has_new_user:
+                vm.set("default_user", user)
         log.info("%s: its tools announced %s", vm.name, announced)
 
 
