@@ -89,8 +89,6 @@ class Lifecycle:
             self._machines.begin(vm.uuid, "Transient")
             try:
                 stages = await self._runner.run(vm.name, plan)
-            except VMNotHaltedError:
-                raise
             except CrannogError as error:
                 is_named = str(error).startswith(f"{vm.name} ")
                 raise type(error)(f"{'' if is_named else f'{vm.name} was not started: '}{error}") from error
