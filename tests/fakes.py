@@ -22,7 +22,8 @@ from crannog.core.domain import (
     DomainUsage,
     HostCapabilities,
 )
-from crannog.core.registry import DEFAULT_POOL, Registry
+from crannog.core.pools import DEFAULT_POOL
+from crannog.core.registry import Registry
 from crannog.core.startup import StartFacts
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.core.volumes import Location
@@ -187,6 +188,7 @@ def add_vm(
 ) -> LocalVM:
     """Add a VM with a UUID of its own, and give it a virt_mode."""
     vm = registry.create(klass, name, str(uuid.uuid4()), template)
+    assert isinstance(vm, LocalVM)
     if mode:
         vm.set("virt_mode", mode)
     return vm

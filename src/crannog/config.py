@@ -46,6 +46,7 @@ class Paths:
         self.settings = self.home + "/crannog.toml"
         self.pools = self.home + "/pools"
         self.kernels = self.pools + "/linux-kernel"
+        self.pid_files = self.home + "/vmm/run/qemu"
         self.logs = self.home + "/log"
         self.daemon_log = self.logs + "/crannogd.log"
         # Sockets are used under the home's short path; everything else under its own.

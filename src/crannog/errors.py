@@ -5,11 +5,15 @@ The tree::
     CrannogError                    1   something failed; the sentence says what
     |- UsageError                   2   the command line is wrong
     |- ValueRefusedError            2   a name or value is not acceptable
+    |  `- PropertyRefusedError      2   a property cannot have that value
     |- NotFoundError                3   no such VM, property, label, pool, ...
     |  |- VMNotFoundError           3
     |  |- PropertyNotFoundError     3
-    |  `- FeatureNotFoundError      3
+    |  |- FeatureNotFoundError      3
+    |  |- TagNotFoundError          3
+    |  `- LabelNotFoundError        3
     |- InUseError                   4   something else depends on it, or it exists already
+    |  `- LabelInUseError           4
     |- StateError                   5   the VM is in the wrong power state
     |  |- VMNotHaltedError          5
     |  `- VMNotRunningError         5
@@ -50,6 +54,12 @@ class ValueRefusedError(CrannogError):
     wire_name = "QubesValueError"
 
 
+class PropertyRefusedError(ValueRefusedError):
+    """A property cannot have that value."""
+
+    wire_name = "QubesPropertyValueError"
+
+
 class NotFoundError(CrannogError):
     """The thing that was named does not exist."""
 
@@ -74,11 +84,29 @@ class FeatureNotFoundError(NotFoundError):
     wire_name = "QubesFeatureNotFoundError"
 
 
+class TagNotFoundError(NotFoundError):
+    """The VM has no such tag."""
+
+    wire_name = "QubesTagNotFoundError"
+
+
+class LabelNotFoundError(NotFoundError):
+    """There is no such label."""
+
+    wire_name = "QubesLabelNotFoundError"
+
+
 class InUseError(CrannogError):
     """Something depends on the thing, or the name is taken."""
 
     exit_code = 4
     wire_name = "QubesVMInUseError"
+
+
+class LabelInUseError(InUseError):
+    """A VM has the label."""
+
+    wire_name = "QubesLabelInUseError"
 
 
 class StateError(CrannogError):

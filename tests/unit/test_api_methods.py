@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crannog.adapters.store.file import FileStore
+from crannog.adapters.store import file
 from crannog.api.framing import Request
 from crannog.api.server import Server
 from crannog.api.table import find_method
@@ -64,7 +64,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    return lambda: monkeypatch.setattr(FileStore, "_write_whole", refuse)
+    return lambda: monkeypatch.setattr(file, "write_whole", refuse)
 
 
 async def test_a_created_vm_is_listed_and_saved(inside: Inside) -> None:
@@ -74,7 +74,7 @@ async def test_a_created_vm_is_listed_and_saved(inside: Inside) -> None:
     assert listed[0] == "dom0 class=AdminVM state=Running uuid=00000000-0000-0000-0000-000000000000"
     assert listed[2] == f"work class=AppVM state=Halted uuid={work.uuid}"
     assert await call(inside, "admin.vm.List", f"uuid:{work.uuid}") == listed[2] + "\n"
-    assert await call(inside, "admin.vm.tag.List", "work") == "created-by-dom0\n"
+    assert await call(inside, "admin.vm.tag.List", "work") == "audiovm-dom0\ncreated-by-dom0\nguivm-dom0\n"
     assert await call(inside, "admin.vm.volume.List", "work") == "root\nprivate\n"
 
 
@@ -392,7 +392,9 @@ async def test_the_first_kernel_becomes_the_default(inside: Inside, tmp_path: Pa
 
 
 async def test_lists_of_the_host(inside: Inside) -> None:
-    assert (await call(inside, "admin.vmclass.List")).split() == ["AdminVM", "AppVM", "StandaloneVM", "TemplateVM"]
+    assert (await call(inside, "admin.vmclass.List")).split() == [
+        "AdminVM", "AppVM", "DispVM", "RemoteVM", "StandaloneVM", "TemplateVM",
+    ]  # fmt: skip
     labels = ["red", "orange", "yellow", "green", "gray", "blue", "purple", "black"]
     assert (await call(inside, "admin.label.List")).split() == labels
     volumes = (await call(inside, "admin.pool.volume.List", argument="vm-pool")).split()

@@ -12,7 +12,7 @@ from tests.fakes import Inside, build_inside, template_and_app
 
 # The words that end the names of all methods that change nothing.
 READING = (
-    "List", "Get", "GetAll", "GetDefault", "Help", "CurrentState", "Info", "CheckWithTemplate", "Table", "Screenshot",
+    "List", "Get", "GetAll", "GetDefault", "Help", "CurrentState", "Info", "Index", "Table", "Screenshot",
     "Diagnose", "Capabilities",
 )  # fmt: skip
 NAMES = sorted(METHODS)
@@ -88,4 +88,4 @@ def test_unknown_method(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_writes_is_marked(name: str) -> None:
-    assert METHODS[name].is_writing is not (name.rpartition(".")[2] in READING)
+    assert METHODS[name].is_writing is not (name.rpartition(".")[2] in READING or ".CheckWith" in name)

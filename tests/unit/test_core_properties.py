@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crannog.core.properties import BOOL, INT, LABEL, STR, VM
+from crannog.core.kinds import BOOL, INT, LABEL, STR, VM
 from crannog.core.registry import Registry
 from crannog.core.vms import CLASSES
 from crannog.errors import CrannogError, NotFoundError, PropertyNotFoundError, ValueRefusedError, VMNotFoundError
@@ -141,9 +141,7 @@ def test_globals_are_the_default_of_vms_without_a_template() -> None:
     registry = new_registry()
     template, app = template_and_app(registry)
     registry.set("default_qrexec_timeout", 11)
-    registry.set("default_kernelopts", "single")
     assert [vm.get("qrexec_timeout") for vm in (template, app)] == [11, 11]
-    assert [vm.get("kernelopts") for vm in (template, app)] == ["single", "single"]
     assert [vm.get("kernel") for vm in (template, app)] == [KERNEL, KERNEL]
 
 
@@ -242,12 +240,17 @@ def test_every_property_of_a_class_can_be_read_and_shown(klass: str) -> None:
     registry = new_registry()
     template, app = template_and_app(registry)
     alone = add_vm(registry, "StandaloneVM", "alone")
-    vm = {vm.klass: vm for vm in (registry.find_vm("dom0"), template, app, alone)}[klass]
+    app.set("template_for_dispvms", value=True)
+    disposable = add_vm(registry, "DispVM", "disp1", app)
+    remote = registry.create("RemoteVM", "far", "00000000-0000-4000-8000-000000000009", None)
+    vm = {vm.klass: vm for vm in (registry.find_vm("dom0"), template, app, alone, disposable, remote)}[klass]
     for name, declared in vm.declared().items():
         assert declared.name == name
         assert declared.help.endswith(".")
         text = declared.kind.format(vm.get(name))
         assert text.isascii()
+        if vm.get(name) is None and declared.kind is not VM:
+            continue  # no value: there is no text for that
         assert declared.kind.format(declared.kind.parse(text, registry)) == text
 
 

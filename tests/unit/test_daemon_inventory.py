@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crannog.adapters.store.file import FileStore
+from crannog.adapters.store import file
 from crannog.core.announcement import AgentState, AgentStatus, Announcement
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM
@@ -63,12 +63,12 @@ async def test_what_an_appvm_announces_changes_nothing_in_its_template(inside: I
 async def test_known_news_are_not_saved_again(inside: Inside) -> None:
     template, app = vms(inside)
     announce(inside, template)
-    file = Path(inside.paths.store)
-    before = file.stat().st_ino
+    path = Path(inside.paths.store)
+    before = path.stat().st_ino
     announce(inside, template)
     announce(inside, app)
     announce(inside, app, None)
-    assert file.stat().st_ino == before
+    assert path.stat().st_ino == before
     assert app.features == {}
 
 
@@ -79,7 +79,7 @@ async def test_an_announcement_that_cannot_be_saved_is_taken_back(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     template, _ = vms(inside)
-    monkeypatch.setattr(FileStore, "_write_whole", refuse)
+    monkeypatch.setattr(file, "write_whole", refuse)
     announce(inside, template)
     assert (template.features, template.get("default_user")) == ({}, "user")
     assert "debian: its announcement was not kept" in caplog.text
@@ -89,13 +89,13 @@ async def test_a_vm_that_is_killed_while_it_starts_is_halted_and_clean(inside: I
     _, app = vms(inside)
     files = sorted(Path(inside.pool.folder).rglob("*"))
     starting = asyncio.ensure_future(inside.inventory.start(app, StartRequest(wait=True)))
-    await until(lambda: bool(inside.hypervisor.domain_states) and inside.inventory.power_state(app) == "Transient")
+    await until(lambda: bool(inside.hypervisor.domain_states) and app.power_state == "Transient")
     with pytest.raises(VMNotHaltedError, match="being started already"):
         await inside.inventory.start(app, StartRequest())
     await asyncio.gather(inside.inventory.kill(app), inside.inventory.kill(app))
     with pytest.raises(StartError, match="was killed while it started"):
         await starting
-    assert inside.inventory.power_state(app) == "Halted"
+    assert app.power_state == "Halted"
     assert (inside.hypervisor.domain_states, inside.agents.running) == ({}, set())
     assert sorted(Path(inside.pool.folder).rglob("*")) == files
 
@@ -107,4 +107,4 @@ async def test_a_start_goes_on_when_its_caller_goes_away(inside: Inside) -> None
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    await until(lambda: inside.inventory.power_state(app) == "Running")
+    await until(lambda: app.power_state == "Running")

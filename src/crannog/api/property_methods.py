@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from crannog.api.table import Call, Destination, Presence, method
-from crannog.core.properties import Holder, Property
+from crannog.core.properties import Holder
 
 PropertyHandler = Callable[[Call, Holder], Awaitable[str | None]]
 
@@ -31,32 +31,28 @@ def _property_method(
     return register
 
 
-def _describe(call: Call, holder: Holder, declared: Property) -> str:
-    value = declared.kind.format(call.backend.value(holder, declared.name))
-    return f"default={holder.is_default(declared.name)} type={declared.kind.name} {value}"
-
-
 @_property_method("List", Presence.NONE)
 async def list_properties(call: Call, holder: Holder) -> str:
     """Return the names, a line each."""
     del call
-    return "".join(f"{name}\n" for name in sorted(holder.declared()))
+    return "".join(f"{name}\n" for name in holder.declared())
 
 
 @_property_method("Get", Presence.REQUIRED)
 async def get_property(call: Call, holder: Holder) -> str:
     """Return `default=... type=... VALUE`."""
-    return _describe(call, holder, holder.find_property(call.argument))
+    return holder.describe(call.argument)
 
 
 @_property_method("GetAll", Presence.NONE)
 async def get_all_properties(call: Call, holder: Holder) -> str:
     """Return `NAME default=... type=... VALUE` lines, with backslash and newline escaped."""
-    lines = []
-    for name, declared in sorted(holder.declared().items()):
-        value = _describe(call, holder, declared).replace("\\", "\\\\").replace("\n", "\\n")
-        lines.append(f"{name} {value}\n")
-    return "".join(lines)
+    del call
+    return "".join([f"{name} {_escape(text)}\n" for name, text in holder.describe_all()])
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n") if "\\" in text or "\n" in text else text
 
 
 @_property_method("GetDefault", Presence.REQUIRED)
@@ -77,10 +73,10 @@ async def get_help(call: Call, holder: Holder) -> str:
 @_property_method("Set", Presence.REQUIRED, Presence.OPTIONAL, is_writing=True)
 async def set_property(call: Call, holder: Holder) -> None:
     """Give the property the value that the payload means."""
-    await call.backend.set_property(holder, call.argument, call.text())
+    call.backend.editor.set_property(holder, call.argument, call.text())
 
 
 @_property_method("Reset", Presence.REQUIRED, is_writing=True)
 async def reset_property(call: Call, holder: Holder) -> None:
     """Give the property its default again."""
-    await call.backend.reset_property(holder, call.argument)
+    call.backend.editor.reset_property(holder, call.argument)

@@ -7,18 +7,15 @@ import os
 import socket
 import struct
 
-from crannog.api import property_methods, setting_methods, vm_methods
 from crannog.api.backend import Backend
 from crannog.api.framing import MAX_REQUEST, encode_error, encode_ok, parse_request
-from crannog.api.table import find_method
+from crannog.api.methods import find_method
 from crannog.errors import CrannogError, ProtocolError
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 30
 """Seconds a client has to send its whole request."""
-
-__all__ = ["Server", "property_methods", "setting_methods", "vm_methods"]
 
 
 class Server:

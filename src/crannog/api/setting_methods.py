@@ -1,12 +1,11 @@
-"""Methods about features, tags, volumes, pools and the host (Admin API, section 6)."""
-
-import re
+"""Methods about features, tags, labels and notes (Admin API, section 6)."""
 
 from crannog.api.table import Call, Destination, Presence, method
-from crannog.errors import DeniedError, FeatureNotFoundError, ProtocolError
+from crannog.core.features import find_feature, require
+from crannog.core.tags import check_tag
+from crannog.errors import ProtocolError
 
 VM, ADMIN, ANY = Destination.VM, Destination.ADMIN, Destination.ANY
-_FEATURE = re.compile(r"[A-Za-z0-9_.-]+")
 NEEDED, OPTIONAL = Presence.REQUIRED, Presence.OPTIONAL
 
 
@@ -16,40 +15,32 @@ async def list_features(call: Call) -> str:
     return "".join(f"{name}\n" for name in call.vm.features)
 
 
-def _found(call: Call, value: str | None) -> str:
-    if value is None:
-        raise FeatureNotFoundError(f"{call.vm.name} has no feature '{call.argument}'")
-    return value
+def _declare_lookup(name: str, via: str, *, with_admin: bool) -> None:
+    @method(f"admin.vm.feature.{name}", ANY, argument=NEEDED)
+    async def look_up(call: Call) -> str:
+        return require(call.vm, call.argument, find_feature(call.vm, call.argument, via=via, with_admin=with_admin))
+
+    where = [word for word in (via, "dom0" if with_admin else "") if word]
+    look_up.__doc__ = f"Return the value of a feature of the VM itself{''.join(f', else of its {w}' for w in where)}."
 
 
-@method("admin.vm.feature.Get", ANY, argument=NEEDED)
-async def get_feature(call: Call) -> str:
-    """Return the value of a feature of the VM itself."""
-    return _found(call, call.vm.features.get(call.argument))
-
-
-@method("admin.vm.feature.CheckWithTemplate", ANY, argument=NEEDED)
-async def check_feature(call: Call) -> str:
-    """Return the value of a feature of the VM or else of its template."""
-    return _found(call, call.vm.feature(call.argument))
+_declare_lookup("Get", "", with_admin=False)
+_declare_lookup("CheckWithTemplate", "template", with_admin=False)
+_declare_lookup("CheckWithNetvm", "netvm", with_admin=False)
+_declare_lookup("CheckWithAdminVM", "", with_admin=True)
+_declare_lookup("CheckWithTemplateAndAdminVM", "template", with_admin=True)
 
 
 @method("admin.vm.feature.Set", ANY, argument=NEEDED, payload=OPTIONAL, is_writing=True)
 async def set_feature(call: Call) -> None:
     """Set a feature to printable ASCII."""
-    if not _FEATURE.fullmatch(call.argument):
-        raise ProtocolError("the name of a feature holds letters, digits and . _ - only")
-    value = call.text()
-    if value and not value.isprintable():
-        raise ProtocolError("the value of a feature must be printable ASCII")
-    await call.backend.set_feature(call.vm, call.argument, value)
+    call.backend.editor.set_feature(call.vm, call.argument, call.text())
 
 
 @method("admin.vm.feature.Remove", ANY, argument=NEEDED, is_writing=True)
 async def remove_feature(call: Call) -> None:
     """Remove a feature."""
-    _found(call, call.vm.features.get(call.argument))
-    await call.backend.set_feature(call.vm, call.argument, None)
+    call.backend.editor.remove_feature(call.vm, call.argument)
 
 
 @method("admin.vm.tag.List", ANY)
@@ -58,58 +49,65 @@ async def list_tags(call: Call) -> str:
     return "".join(f"{tag}\n" for tag in sorted(call.vm.tags))
 
 
-@method("admin.vm.volume.List", ANY)
-async def list_volumes(call: Call) -> str:
-    """Return the names of the VM's volumes, a line each."""
-    return "".join(f"{name}\n" for name in call.vm.volumes)
+@method("admin.vm.tag.Get", ANY, argument=NEEDED)
+async def get_tag(call: Call) -> str:
+    """Return `1` when the VM has the tag, else `0`."""
+    return "1" if check_tag(call.argument) in call.vm.tags else "0"
 
 
-@method("admin.vm.volume.Info", VM, argument=NEEDED)
-async def volume_info(call: Call) -> str:
-    """Return what is known of a volume, as `key=value` lines."""
-    _check_volume(call)
-    volume = call.vm.volumes[call.argument]
-    source = call.vm.template.volumes[volume.name].vid if volume.snap_on_start and call.vm.template else ""
-    keys = ("pool", "vid", "size", "rw", "save_on_stop", "snap_on_start", "revisions_to_keep")
-    return "".join(f"{key}={getattr(volume, key)}\n" for key in keys) + f"source={source}\n"
+@method("admin.vm.tag.Set", ANY, argument=NEEDED, is_writing=True)
+async def set_tag(call: Call) -> None:
+    """Give the VM a tag."""
+    call.backend.editor.add_tag(call.vm, call.argument)
 
 
-def _check_volume(call: Call) -> None:
-    if call.argument not in call.vm.volumes:
-        raise DeniedError(f"Argument not in '{call.vm.name} volumes'")
+@method("admin.vm.tag.Remove", ANY, argument=NEEDED, is_writing=True)
+async def remove_tag(call: Call) -> None:
+    """Take a tag from the VM."""
+    call.backend.editor.remove_tag(call.vm, call.argument)
 
 
-@method("crannog.vm.volume.ImportFile", VM, argument=NEEDED, payload=NEEDED, is_writing=True)
-async def import_file(call: Call) -> None:
-    """Make the raw image at the absolute path in the payload the content of a halted VM's volume."""
-    _check_volume(call)
-    await call.backend.import_volume(call.local_vm, call.argument, call.path())
+@method("admin.label.List", ADMIN)
+async def list_labels(call: Call) -> str:
+    """Return the label names, a line each."""
+    return "".join(f"{name}\n" for name in call.backend.registry.labels)
 
 
-@method("crannog.kernel.Import", ADMIN, argument=NEEDED, payload=NEEDED, is_writing=True)
-async def import_kernel(call: Call) -> None:
-    """Add the kernel in the folder whose absolute path is in the payload to pool linux-kernel."""
-    await call.backend.import_kernel(call.argument, call.path())
+@method("admin.label.Get", ADMIN, argument=NEEDED)
+async def get_label(call: Call) -> str:
+    """Return a label's colour as 0xRRGGBB."""
+    return call.backend.registry.find_label(call.argument).color
 
 
-@method("crannog.Capabilities", ADMIN)
-async def capabilities(call: Call) -> str:
-    """Return what the host can run, as `key=value` lines."""
-    found = await call.backend.capabilities()
-    return f"accel={found.accel}\nhvm={found.has_hvm}\nemulator={found.emulator}\n"
+@method("admin.label.Index", ADMIN, argument=NEEDED)
+async def get_label_index(call: Call) -> str:
+    """Return a label's number."""
+    return str(call.backend.registry.find_label(call.argument).index)
 
 
-@method("crannog.Diagnose", ADMIN)
-async def diagnose(call: Call) -> str:
-    """Return what the host can and cannot do, a sentence a line."""
-    return "".join(line + "\n" for line in await call.backend.diagnose())
+@method("admin.label.Create", ADMIN, argument=NEEDED, payload=NEEDED, is_writing=True)
+async def create_label(call: Call) -> None:
+    """Add a label with the colour 0xRRGGBB."""
+    call.backend.editor.create_label(call.argument, call.text())
 
 
-@method("admin.pool.volume.List", ADMIN, argument=NEEDED)
-async def list_pool_volumes(call: Call) -> str:
-    """Return the ids of a pool's volumes, a line each; those of linux-kernel are the kernels' names."""
-    registry = call.backend.registry
-    if call.argument == "linux-kernel":
-        return "".join(f"{name}\n" for name in sorted(registry.kernels))
-    ids = [volume.vid for vm in registry for volume in vm.volumes.values() if volume.pool == call.argument]
-    return "".join(f"{vid}\n" for vid in sorted(ids))
+@method("admin.label.Remove", ADMIN, argument=NEEDED, is_writing=True)
+async def remove_label(call: Call) -> None:
+    """Remove a label that is not built in and that no VM has."""
+    call.backend.editor.remove_label(call.argument)
+
+
+@method("admin.vm.notes.Get", VM)
+async def get_notes(call: Call) -> str:
+    """Return the VM's notes."""
+    return call.backend.editor.notes(call.vm)
+
+
+@method("admin.vm.notes.Set", VM, payload=OPTIONAL, is_writing=True)
+async def set_notes(call: Call) -> None:
+    """Keep the VM's notes: UTF-8, in which characters that could deceive a reader become `_`."""
+    try:
+        text = call.payload.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ProtocolError("the notes are not UTF-8") from None
+    call.backend.editor.set_notes(call.vm, text)

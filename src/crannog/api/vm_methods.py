@@ -1,9 +1,9 @@
 """Methods about VMs: lists, creation, removal, power (Admin API, section 6)."""
 
-from crannog.api.backend import NewVM
 from crannog.api.table import Call, Destination, Presence, method
 from crannog.core.startup import StartRequest
-from crannog.core.vms import CLASSES, LocalVM, QubeBase
+from crannog.core.vms import CLASSES, AdminVM, QubeBase
+from crannog.editing.population import NewVM
 from crannog.errors import ProtocolError, ValueRefusedError
 
 VM, ADMIN, ANY = Destination.VM, Destination.ADMIN, Destination.ANY
@@ -16,12 +16,6 @@ async def list_classes(call: Call) -> str:
     return "".join(f"{name}\n" for name in CLASSES)
 
 
-@method("admin.label.List", ADMIN)
-async def list_labels(call: Call) -> str:
-    """Return the label names, a line each."""
-    return "".join(f"{name}\n" for name in call.backend.registry.labels)
-
-
 def _sorted_vms(call: Call) -> list[QubeBase]:
     if call.vm.klass != "AdminVM":
         return [call.vm]
@@ -31,8 +25,7 @@ def _sorted_vms(call: Call) -> list[QubeBase]:
 @method("admin.vm.List", ANY)
 async def list_vms(call: Call) -> str:
     """Return name, class, state and UUID of all VMs, or of the one addressed, a line each."""
-    state = call.backend.power_state
-    return "".join(f"{vm.name} class={vm.klass} state={state(vm)} uuid={vm.uuid}\n" for vm in _sorted_vms(call))
+    return "".join(f"{vm.name} class={vm.klass} state={vm.power_state} uuid={vm.uuid}\n" for vm in _sorted_vms(call))
 
 
 @method("crannog.vm.Table", ANY, argument=Presence.REQUIRED)
@@ -53,9 +46,9 @@ async def list_table(call: Call) -> str:
 
 def _cell(call: Call, vm: QubeBase, column: str) -> str:
     if column == "state":
-        return call.backend.power_state(vm)
+        return vm.power_state
     declared = vm.declared().get(column)
-    return declared.kind.format(call.backend.value(vm, column)) if declared else "-"
+    return declared.kind.format(vm.get(column)) if declared else "-"
 
 
 async def _create(call: Call, klass: str) -> None:
@@ -85,8 +78,14 @@ def _declare_create(klass: str) -> None:
 
 
 for _klass, _cls in CLASSES.items():
-    if issubclass(_cls, LocalVM):
+    if _cls is not AdminVM:
         _declare_create(_klass)
+
+
+@method("crannog.vm.Clone", VM, argument=Presence.OPTIONAL, payload=Presence.REQUIRED, is_writing=True)
+async def clone(call: Call) -> None:
+    """Make a VM with all settings and data of this one. The payload is its name, the argument its class if another."""
+    await call.backend.clone(call.vm, call.text(), klass=call.argument, created_by=call.source)
 
 
 @method("admin.vm.Remove", VM, is_writing=True)
@@ -139,7 +138,7 @@ async def current_state(call: Call) -> str:
     """Return memory in KiB, CPU time in milliseconds and power state."""
     usage = await call.backend.usage(call.vm)
     mem, mem_max, cpu = (usage.memory, usage.memory_max, usage.cpu_time // 10**6) if usage else (0, 0, 0)
-    state = call.backend.power_state(call.vm)
+    state = call.vm.power_state
     return f"mem={mem} mem_static_max={mem_max} cputime={cpu} power_state={state}"
 
 

@@ -2,29 +2,31 @@
 
 import os
 
+from crannog.cli.connect import OFFLINE, open_client
 from crannog.cli.options import Command, Operand, Option, Values
 from crannog.cli.tool import end, refuse_odd_word, run
-from crannog.client.connection import Client
 from crannog.errors import CrannogError, UsageError, ValueRefusedError
 
-CLASSES = ("AppVM", "StandaloneVM", "TemplateVM")
+CLASSES = ("AppVM", "DispVM", "RemoteVM", "StandaloneVM", "TemplateVM")
 COMMAND = Command(
     "qvm-create",
     "Create a VM. It is halted then; qvm-start starts it.",
     Operand("name", "NAME", "name of the new VM"),
-    Option("--class", "-C", metavar="CLASS", default="AppVM", help="AppVM (default), StandaloneVM or TemplateVM"),
+    Option("--class", "-C", metavar="CLASS", default="AppVM", help=f"one of {', '.join(CLASSES)} (default: AppVM)"),
     Option(
         "--template",
         "-t",
         metavar="VM",
-        help="template of an AppVM; without it the property default_template",
+        help="template of an AppVM, or AppVM that a DispVM starts from; without it the one that qubes-prefs names",
     ),
     Option("--label", "-l", metavar="LABEL", default="red", help="colour of its trust level (default: red)"),
     Option("--property", "--prop", metavar="NAME=VALUE", is_repeated=True, help="set a property; may be repeated"),
     Option("--root-copy-from", "-r", metavar="FILE", help="raw image to copy into the root volume"),
+    OFFLINE,
     examples=(
         "  qvm-create --template debian-12 --label green work\n"
-        "  qvm-create --class StandaloneVM --property virt_mode=hvm --label red other-os"
+        "  qvm-create --class StandaloneVM --property virt_mode=hvm --label red other-os\n"
+        "  qvm-create --offline --template debian-12 --label green work"
     ),
 )
 
@@ -32,11 +34,10 @@ COMMAND = Command(
 def _create(options: Values) -> None:
     properties = [_split(text) for text in options.property]
     klass = getattr(options, "class")
-    if klass not in CLASSES:
-        raise ValueRefusedError(f"VMs of class '{klass}' cannot be created; the classes are {', '.join(CLASSES)}")
+    refuse_odd_class(klass)
     refuse_odd_word("the name of a VM", options.name)
     refuse_odd_word("a label", options.label)
-    client = Client()
+    client = open_client(COMMAND.program, options)
     client.text(
         f"admin.vm.Create.{klass}",
         "dom0",
@@ -51,6 +52,12 @@ def _create(options: Values) -> None:
     except (CrannogError, KeyboardInterrupt):
         client.call("admin.vm.Remove", options.name)
         raise
+
+
+def refuse_odd_class(klass: str) -> None:
+    """Raise ValueRefusedError for a class that no VM can be made of."""
+    if klass not in CLASSES:
+        raise ValueRefusedError(f"VMs of class '{klass}' cannot be created; the classes are {', '.join(CLASSES)}")
 
 
 def _split(text: str) -> tuple[str, str]:

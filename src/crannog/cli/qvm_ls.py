@@ -1,8 +1,8 @@
 """qvm-ls: list VMs."""
 
+from crannog.cli.connect import OFFLINE, open_client
 from crannog.cli.options import Command, Operand, Option, Values
 from crannog.cli.tool import end, run, say
-from crannog.client.connection import Client
 
 COLUMNS = "name,state,klass,label,template,virt_mode"
 TITLES = {"klass": "CLASS", "virt_mode": "MODE"}
@@ -21,6 +21,7 @@ COMMAND = Command(
     Option("--raw-data", help="no heading; columns separated by '|'"),
     Option("--raw-list", help="names only, a line each"),
     Option("--running", help="list running VMs only"),
+    OFFLINE,
     examples="  qvm-ls\n  qvm-ls --running\n  qvm-ls --raw-data --fields name,memory work",
 )
 
@@ -28,7 +29,7 @@ COMMAND = Command(
 def _list(options: Values) -> None:
     fields = "name" if options.raw_list else options.fields.lower().replace("class", "klass").replace("kklass", "klass")
     columns = [field.strip() for field in fields.split(",")]
-    client = Client()
+    client = open_client(COMMAND.program, options)
     rows = []
     for vm in options.vms or ["dom0"]:
         text = client.text("crannog.vm.Table", vm, "+".join(["state", "name", *columns]))

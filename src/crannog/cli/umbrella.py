@@ -1,15 +1,17 @@
-"""crannog: what is not about one VM: the host, templates, the daemon."""
+"""crannog: what is not about one VM: the host, templates, kernels, the store, the daemon."""
 
 import sys
 
 from crannog import __version__
-from crannog.cli import doctor, housekeeping, template
+from crannog.cli import doctor, housekeeping, kernel, store, template
 from crannog.cli.tool import complain, say
 from crannog.errors import UsageError
 
 COMMANDS = {
     "doctor": (doctor.main, "say what this host can do and what is missing"),
     "template": (template.main, "build templates from the distribution's packages"),
+    "kernel": (kernel.main, "list and remove the kernels that VMs get from the host"),
+    "store": (store.main, "check the store, go back to a former version, bring a file of Qubes over"),
     "screenshot": (housekeeping.main_screenshot, "save the picture of a VM's emulated screen"),
     "daemon": (housekeeping.main_daemon, "show or stop the daemon"),
 }
@@ -20,8 +22,9 @@ def print_help() -> None:
     say("usage: crannog COMMAND ...\n\ncommands:")
     for name, (_main, summary) in COMMANDS.items():
         say(f"  {name:12} {summary}")
-    say("\nVMs have tools of their own: qvm-create, qvm-ls, qvm-prefs, qvm-run, qvm-start, qvm-shutdown,")
-    say("qvm-kill, qvm-remove.")
+    say("\nVMs have tools of their own: qvm-create, qvm-clone, qvm-remove, qvm-ls, qvm-prefs, qvm-features,")
+    say("qvm-service, qvm-tags, qvm-notes, qvm-start, qvm-shutdown, qvm-kill, qvm-run.")
+    say("Global properties are shown and changed by qubes-prefs.")
     say("Each tells more with --help.")
 
 

@@ -1,70 +1,54 @@
-"""All VMs, labels and global properties, and the rules that hold between them."""
+"""All VMs, labels, pools and global properties. Look-ups by name, UUID and qid take constant time.
+
+What may be changed is said by core.rules; the registry asks it and keeps its indexes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from crannog.core import rules
+from crannog.core.global_properties import GLOBAL
 from crannog.core.labels import BUILT_IN, Label
 from crannog.core.names import check_name
-from crannog.core.properties import INT, STR, VM, Holder, Property, check_range
-from crannog.core.templates import may_use_template, template_refusal
-from crannog.core.vms import ADMIN_UUID, CLASSES, AdminVM, LocalVM, QubeBase
+from crannog.core.pools import BUILT_IN_POOLS, PoolConfig
+from crannog.core.properties import Holder, Property, collect
+from crannog.core.runtime import HostFacts, NothingRuns, Runtime
+from crannog.core.vms import ADMIN_NAME, ADMIN_UUID, CLASSES, AdminVM, LocalVM, QubeBase
 from crannog.core.volumes import DEFAULT_PRIVATE_SIZE, DEFAULT_ROOT_SIZE, Volume
-from crannog.errors import InUseError, NotFoundError, ValueRefusedError, VMNotFoundError
-
-DEFAULT_POOL = "vm-pool"
-
-
-def _seconds(_registry: Registry) -> object:
-    return 60
+from crannog.errors import InUseError, LabelNotFoundError, ValueRefusedError, VMNotFoundError
 
 
 class Registry(Holder):
-    """The state that qubes.xml holds. Look-ups by name, UUID and qid take constant time."""
+    """The state that qubes.xml holds."""
 
-    GLOBALS: ClassVar[tuple[Property, ...]] = (
-        Property("default_template", VM, "Template of new VMs.", default=lambda _r: None),
-        Property(
-            "default_kernel", STR, "Kernel of VMs that get one from the host.",
-            default=lambda _r: "", check=lambda r, value: r.check_kernel(value),
-        ),
-        Property("default_kernelopts", STR, "Command line of kernels from the host.", default=lambda r: r.kernelopts),
-        Property(
-            "default_qrexec_timeout", INT, "Seconds to wait for an agent.",
-            default=_seconds, check=check_range(1, 86400, "seconds"),
-        ),
-        Property(
-            "default_shutdown_timeout", INT, "Seconds to wait for a clean shutdown.",
-            default=_seconds, check=check_range(1, 86400, "seconds"),
-        ),
-    )  # fmt: skip
-    _BY_NAME: ClassVar[dict[str, Property]] = {p.name: p for p in GLOBALS}
-    kernelopts = "root=/dev/vda rw console=ttyS0 quiet no_timer_check cryptomgr.notests"
+    DECLARED: ClassVar[dict[str, Property]] = collect(GLOBAL)
 
     def __init__(self) -> None:
         super().__init__()
         self.labels = {label.name: label for label in BUILT_IN}
+        self.pools = {pool.name: pool for pool in BUILT_IN_POOLS}
         self.kernels: set[str] = set()
+        self.runtime: Runtime = NothingRuns()
+        self.host = HostFacts()
         self._by_name: dict[str, QubeBase] = {}
         self._by_uuid: dict[str, QubeBase] = {}
         self._by_qid: dict[int, QubeBase] = {}
         self._next_qid = 1
-        dom0 = AdminVM(self)
-        dom0.values.update(name="dom0", uuid=ADMIN_UUID, qid=0, label=self.labels["black"])
-        self._index(dom0)
-
-    @classmethod
-    def declared(cls) -> dict[str, Property]:
-        """Return the global properties by name."""
-        return cls._BY_NAME
+        self.dom0 = AdminVM(self)
+        self.dom0.values.update(name=ADMIN_NAME, uuid=ADMIN_UUID, qid=0)
+        self._index(self.dom0)
 
     def title(self) -> str:
         """Return how messages call the global properties' holder."""
-        return "dom0"
+        return ADMIN_NAME
 
     def __iter__(self) -> Iterator[QubeBase]:
         return iter(list(self._by_name.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_name)
 
     def local_vms(self) -> list[LocalVM]:
         """Return the VMs that can run on this host."""
@@ -81,64 +65,120 @@ class Registry(Holder):
         """Return the VM with that UUID, or None."""
         return self._by_uuid.get(uuid)
 
+    def find_qid(self, qid: int) -> QubeBase | None:
+        """Return the VM with that number, or None."""
+        return self._by_qid.get(qid)
+
+    @staticmethod
+    def find_class(klass: str) -> type[QubeBase]:
+        """Return the VM class of that name; raises ValueRefusedError for one that no VM can be made of."""
+        cls = CLASSES.get(klass)
+        if cls is None or cls is AdminVM:
+            raise ValueRefusedError(f"VMs of class '{klass[:40]}' cannot be created")
+        return cls
+
     def find_label(self, name: str) -> Label:
-        """Return the label called `name`; raises NotFoundError."""
+        """Return the label called `name`; raises LabelNotFoundError."""
         try:
             return self.labels[name]
         except KeyError:
             known = ", ".join(self.labels)
-            raise NotFoundError(f"there is no label '{name[:80]}'; use one of {known}") from None
+            raise LabelNotFoundError(f"there is no label '{name[:80]}'; use one of {known}") from None
 
     def check_name_is_free(self, name: str) -> None:
         """Raise InUseError when a VM has that name."""
         if name in self._by_name:
             raise InUseError(f"a VM called '{name}' exists already; choose another name")
 
-    def check_kernel(self, name: str) -> None:
-        """Raise ValueRefusedError when the pool linux-kernel has no such kernel. The empty name means none."""
-        if name and name not in self.kernels:
-            known = ", ".join(sorted(self.kernels)) or "none yet; 'crannog template build' adds one"
-            raise ValueRefusedError(f"there is no kernel '{name[:80]}' in pool linux-kernel (there: {known})")
-
     def users_of_template(self, template: QubeBase) -> list[QubeBase]:
         """Return the VMs that start from this VM's root."""
         return [vm for vm in self._by_name.values() if vm.values.get("template") is template]
 
-    def create(self, klass: str, name: str, uuid: str, template: QubeBase | None) -> LocalVM:
-        """Add a new VM. Nothing is added when a rule refuses.
+    def users_of(self, vm: QubeBase) -> list[tuple[str, str]]:
+        """Return who refers to a VM, and by what: name and property; the name is empty for a global property."""
+        users = [(o.name, name) for o in self._by_name.values() for name, value in o.values.items() if value is vm]
+        users += [(o.name, "device") for o in self._by_name.values() if any(d.backend == vm.name for d in o.devices)]
+        users = [user for user in users if user[0] != vm.name]
+        return users + [("", name) for name, value in self.values.items() if value is vm]
+
+    def create(
+        self, klass: str, name: str, uuid: str, template: QubeBase | None, *, dispid: int | None = None
+    ) -> QubeBase:
+        """Add a new VM; raises what `draft` raises, and nothing is added then."""
+        vm = self.draft(klass, name, uuid, template, dispid=dispid)
+        self.add(vm)
+        return vm
+
+    def draft(
+        self, klass: str, name: str, uuid: str, template: QubeBase | None, *, dispid: int | None = None
+    ) -> QubeBase:
+        """Return a new VM that is not in the registry yet. A DispVM gets the settings of its template.
 
         Raises ValueRefusedError (class, name, template) or InUseError (name taken).
         """
-        cls = CLASSES.get(klass)
-        if cls is None or not issubclass(cls, LocalVM):
-            raise ValueRefusedError(f"VMs of class '{klass[:40]}' cannot be created")
+        vm = self._blank(klass, name, uuid)
+        vm.values["label"] = self.labels["red"]
+        if template or vm.is_template_based:
+            rules.template(vm, template)  # type: ignore[arg-type]
+            vm.values["template"] = template
+        if vm.is_disposable and template:
+            copy_settings(template, vm)
+            vm.set("dispid", self.free_dispid() if dispid is None else dispid)
+        vm.volumes = {volume: self._new_volume(vm, volume, None) for volume in vm.VOLUME_RULES}
+        return vm
+
+    def draft_clone(self, source: QubeBase, name: str, uuid: str, klass: str = "") -> QubeBase:
+        """Return a VM with all settings of `source` that is not in the registry yet. Its volumes are its own.
+
+        The settings are properties, features, tags and devices. `klass` makes it one of another class; what that class
+        does not have is left out. Raises what `draft` raises.
+        """
+        vm = self._blank(klass or source.klass, name, uuid)
+        copy_settings(source, vm)
+        if vm.is_template_based:
+            rules.template(vm, source.template)  # type: ignore[arg-type]
+            vm.values["template"] = source.template
+        if vm.is_disposable:
+            vm.set("dispid", self.free_dispid())
+        vm.volumes = {volume: self._new_volume(vm, volume, source) for volume in vm.VOLUME_RULES}
+        return vm
+
+    def _blank(self, klass: str, name: str, uuid: str) -> QubeBase:
+        cls = self.find_class(klass)
         check_name(name)
         self.check_name_is_free(name)
         vm = cls(self)
-        vm.values.update(name=name, uuid=uuid, qid=self._next_qid, label=self.labels["red"])
-        self._check_template(vm, template)
-        if template:
-            vm.values["template"] = template
-        vm.volumes = {volume: self._new_volume(vm, volume) for volume in vm.VOLUME_RULES}
-        self._index(vm)
+        vm.values.update(name=name, uuid=uuid)
         return vm
 
-    @staticmethod
-    def _check_template(vm: LocalVM, template: QubeBase | None) -> None:
-        if template is None and not vm.is_template_based:
-            return
-        mode = str(template.get("virt_mode")) if isinstance(template, LocalVM) else ""
-        if template is None or not may_use_template(type(vm), mode, template):
-            raise ValueRefusedError(template_refusal(vm.name, type(vm), mode, template))
+    def add(self, vm: QubeBase) -> None:
+        """Add a VM that was drafted, under the next number; raises what `adopt` raises, or VMNotFoundError.
 
-    @staticmethod
-    def _new_volume(vm: LocalVM, name: str) -> Volume:
+        Time may have passed since the draft: its name can be taken by now, and VMs that it refers to can be gone.
+        """
+        self.check_name_is_free(vm.name)
+        for value in vm.values.values():
+            if isinstance(value, QubeBase):
+                self.find_vm(f"uuid:{value.uuid}")
+        vm.values["qid"] = self._next_qid
+        self.adopt(vm)
+
+    def free_dispid(self) -> int:
+        """Return the lowest number from 1 on that no disposable has; raises InUseError when all are taken."""
+        taken = {vm.values.get("dispid") for vm in self._by_name.values()}
+        free = next((number for number in range(1, 10000) if number not in taken), None)
+        if free is None:
+            raise InUseError("all 9999 numbers of disposables are in use; remove some disposables first")
+        return free
+
+    def _new_volume(self, vm: QubeBase, name: str, like: QubeBase | None) -> Volume:
         rule = vm.VOLUME_RULES[name]
+        its = like.volumes.get(name) if like else None
         return Volume(
             name=name,
-            pool=DEFAULT_POOL,
+            pool=str(self.get(f"default_pool_{name}")),
             vid=f"{vm.name}-{vm.uuid[:8]}/{name}",
-            size=DEFAULT_ROOT_SIZE if name == "root" else DEFAULT_PRIVATE_SIZE,
+            size=its.size if its else DEFAULT_ROOT_SIZE if name == "root" else DEFAULT_PRIVATE_SIZE,
             snap_on_start=rule.snap_on_start,
             save_on_stop=rule.save_on_stop,
             revisions_to_keep=rule.revisions_to_keep,
@@ -151,7 +191,7 @@ class Registry(Holder):
         self._next_qid = max(self._next_qid, vm.qid + 1)
 
     def adopt(self, vm: QubeBase) -> None:
-        """Add a VM that was read from the store.
+        """Add a VM that was read from the store, or that was removed and not forgotten.
 
         Raises ValueRefusedError when its name cannot be one, or its name, UUID or qid is missing or taken.
         """
@@ -164,22 +204,41 @@ class Registry(Holder):
         self._index(vm)
 
     def rename(self, vm: QubeBase, name: str) -> None:
-        """Give a VM another name; raises what `Property.check` of the name raises."""
-        if vm.klass == "AdminVM":
+        """Give a VM another name, also where devices name it; raises what `rules.vm_name` raises."""
+        if vm is self.dom0:
             raise ValueRefusedError("dom0 cannot get another name")
         old = vm.name
         vm.set("name", name)
-        del self._by_name[old]
-        self._by_name[name] = vm
+        # In the old one's place, so that lists keep their order.
+        self._by_name = {(name if key == old else key): value for key, value in self._by_name.items()}
+        for other in self._by_name.values():
+            if any(device.backend == old for device in other.devices):
+                other.devices = tuple(d.with_backend(name) if d.backend == old else d for d in other.devices)
 
     def remove(self, vm: QubeBase) -> None:
         """Forget a VM; raises InUseError when something refers to it."""
-        if vm.klass == "AdminVM":
-            raise InUseError("dom0 cannot be removed")
-        users = [f"{other.name} ({name})" for other in self for name, value in other.values.items() if value is vm]
-        users += [f"global property {name}" for name, value in self.values.items() if value is vm]
-        if users:
-            raise InUseError(f"{vm.name} is in use by {', '.join(users)}; change or remove that first")
+        rules.removal(self, vm)
         del self._by_name[vm.name]
         del self._by_uuid[vm.uuid]
         del self._by_qid[vm.qid]
+
+    def add_pool(self, pool: PoolConfig) -> None:
+        """Add a pool; raises InUseError when its name is taken."""
+        if pool.name in self.pools:
+            raise InUseError(f"a pool called '{pool.name}' exists already; choose another name")
+        self.pools[pool.name] = pool
+
+
+def copy_settings(source: QubeBase, target: QubeBase) -> None:
+    """Give `target` the settings of `source` that a clone gets and its class has: properties, features, tags, devices.
+
+    The values are valid where they come from, so each is only checked where the rules of the target differ.
+    """
+    declared: dict[str, Any] = target.declared()
+    for name, value in source.values.items():
+        known = declared.get(name)
+        if known and known.is_cloned and not known.is_readonly and name != "template":
+            target.values[name] = value
+    target.features.update(source.features)
+    target.tags.update(tag for tag in source.tags if not tag.startswith("created-by-"))
+    target.devices = source.devices

@@ -5,9 +5,13 @@ from dataclasses import dataclass, replace
 
 from crannog.core.domain import Boot, Channel, Disk, DomainSpec, HostCapabilities
 from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc, Step
+from crannog.core.templates import may_use_template, origin, template_refusal
 from crannog.core.vms import LocalVM
 from crannog.core.volumes import Location, Volume
 from crannog.errors import StartError, VMNotHaltedError
+
+KERNEL_COMMAND = "root=/dev/vda rw console=ttyS0 quiet no_timer_check cryptomgr.notests"
+"""What every kernel from the host is told first; a VM's own words come after, and most of them win."""
 
 AGENT_CHANNEL = "org.crannog.agent.0"
 
@@ -81,15 +85,28 @@ def _check_state(vm: LocalVM, facts: StartFacts) -> None:
 
 
 def _check_template(vm: LocalVM, facts: StartFacts) -> None:
-    """Refuse what would change a root under a running VM: only a root with revisions may be shared live (B12)."""
-    related = vm.registry.users_of_template(vm) if not vm.is_template_based else [vm.template] if vm.template else []
-    running = [other.name for other in related if other.uuid in facts.active]
-    owner = vm.template or vm
-    if running and owner.volumes["root"].revisions_to_keep == 0:
+    """Refuse what would change a disk under a running VM: only volumes with revisions may be shared live (B12)."""
+    if vm.template and not may_use_template(type(vm), vm.mode.name, vm.template):
+        raise StartError(template_refusal(vm.name, type(vm), vm.mode.name, vm.template))
+    active = [vm.registry.find_uuid(uuid) for uuid in facts.active]
+    others = sorted([o for o in active if isinstance(o, LocalVM) and o is not vm], key=lambda other: other.qid)
+    clashes = [(other, _shared_in_place(vm, other) or _shared_in_place(other, vm)) for other in others]
+    running = [other.name for other, shared in clashes if shared]
+    shared = next((shared for _, shared in clashes if shared), None)
+    if shared:
         raise StartError(
-            f"{vm.name} cannot be started while {', '.join(running)} runs: they share the root of {owner.name}, "
-            f"which keeps no revisions; shut down {running[0]} first"
+            f"{vm.name} cannot be started while {', '.join(running)} runs: they share the {shared[1]} of "
+            f"{shared[0].name}, which keeps no revisions; shut down {running[0]} first"
         )
+
+
+def _shared_in_place(user: LocalVM, owner: LocalVM) -> tuple[LocalVM, str] | None:
+    """Return owner and name of a volume that `user` shows and `owner` writes in place, if there is one."""
+    for name in user.volumes:
+        holder, volume = origin(user, name)
+        if holder is owner and volume.revisions_to_keep == 0:
+            return owner, name
+    return None
 
 
 def _check_capabilities(vm: LocalVM, facts: StartFacts) -> None:
@@ -107,8 +124,8 @@ def _check_capabilities(vm: LocalVM, facts: StartFacts) -> None:
 
 def _ready(vm: LocalVM, volume: Volume) -> Volume:
     """Return the volume with its source as it is now: a layer follows its template's current size."""
-    if volume.snap_on_start and vm.template:
-        source = vm.template.volumes[volume.name]
+    owner, source = origin(vm, volume.name)
+    if owner is not vm:
         return volume.with_source(source.vid, max(source.size, volume.size))
     return replace(volume, source="")
 
@@ -127,7 +144,9 @@ def _domain(vm: LocalVM, request: StartRequest, facts: StartFacts, volumes: list
         console_log=facts.console_log,
         kernel=kernel,
         initrd=initrd,
-        kernelopts=f"{vm.get('kernelopts')} crannog.name={vm.name}" if kernel else "",
+        kernelopts=" ".join(filter(None, [KERNEL_COMMAND, vm.get("kernelopts"), f"crannog.name={vm.name}"]))
+        if kernel
+        else "",
         has_display=vm.mode.has_display,
     )
 

@@ -9,23 +9,43 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crannog.core.vms import QubeBase
+    from crannog.core.volumes import Volume
 
 
 def may_use_template(cls: type[QubeBase], virt_mode: str, template: QubeBase, template_mode: str = "") -> bool:
     """Tell whether a VM of this class and mode may start from `template`'s root.
 
     A TemplateVM serves VMs of its own mode family: what boots by itself serves those that boot by themselves, what
-    needs the host's kernel those that get one. Any HVM that is not itself template-based serves HVMs (B12).
-    `template_mode` asks what would be if the template had that mode.
+    needs the host's kernel those that get one. Any HVM that is not itself template-based serves HVMs (B12). A DispVM
+    starts from an AppVM that allows it. `template_mode` asks what would be if the template had that mode.
     """
     from crannog.core.virt_modes import find_mode
 
-    if not cls.is_template_based or template.is_template_based or "virt_mode" not in template.declared():
-        return False  # the AdminVM, a RemoteVM and VMs without a root of their own are no templates
+    if not can_be_template(cls, template):
+        return False
     its_mode = find_mode(template_mode or str(template.get("virt_mode")))
     if find_mode(virt_mode).boot is not its_mode.boot:
         return False
-    return template.klass == "TemplateVM" or not its_mode.has_host_kernel()
+    return template.klass != "StandaloneVM" or not its_mode.has_host_kernel()
+
+
+def can_be_template(cls: type[QubeBase], template: QubeBase) -> bool:
+    """Tell whether VMs of this class can start from that VM at all, whatever the modes.
+
+    The AdminVM, a RemoteVM, and VMs without a root of their own are no templates; but disposables come from AppVMs.
+    """
+    if cls.is_disposable:
+        return template.is_disposable_template()
+    return cls.is_template_based and not template.is_template_based and "virt_mode" in template.declared()
+
+
+def origin(vm: QubeBase, name: str) -> tuple[QubeBase, Volume]:
+    """Return the volume that really holds what a VM's volume shows, with its owner: over any steps of templates."""
+    volume = vm.volumes[name]
+    while volume.snap_on_start and vm.template and name in vm.template.volumes:
+        vm = vm.template
+        volume = vm.volumes[name]
+    return vm, volume
 
 
 def template_refusal(name: str, cls: type[QubeBase], virt_mode: str, template: QubeBase | None) -> str:
@@ -34,7 +54,12 @@ def template_refusal(name: str, cls: type[QubeBase], virt_mode: str, template: Q
         return f"{name}: a {cls.klass} has no template"
     if template is None:
         return f"{name}: a {cls.klass} needs a template; name one with --template"
-    if template.is_template_based or "virt_mode" not in template.declared():
+    if cls.is_disposable and not template.is_disposable_template():
+        return (
+            f"{name}: a {cls.klass} starts from an AppVM that allows it, which {template.name} is not; "
+            f"allow it with 'qvm-prefs {template.name} template_for_dispvms True', or choose another"
+        )
+    if not can_be_template(cls, template):
         return f"{name}: {template.name} is of class {template.klass} and cannot be a template"
     return (
         f"{name}: template {template.name} is made for virt_mode {template.get('virt_mode')}, not {virt_mode}; "

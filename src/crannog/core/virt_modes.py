@@ -14,6 +14,8 @@ class VirtMode:
     boot = Boot.KERNEL
     has_display = False
     """The emulated screen exists, for boot messages and guests without an agent (design.md, B9)."""
+    is_balanced = True
+    """Its memory can grow and shrink while it runs, unless the VM's settings say otherwise."""
 
     @classmethod
     def has_host_kernel(cls) -> bool:
@@ -34,11 +36,12 @@ class Pvh(VirtMode):
 
 
 class Hvm(VirtMode):
-    """A full machine whose firmware boots the disk."""
+    """A full machine whose firmware boots the disk. Its memory is balanced only where its tools say they can."""
 
     name = "hvm"
     boot = Boot.DISK
     has_display = True
+    is_balanced = False
 
 
 MODES = {mode.name: mode for mode in VirtMode.__subclasses__()}
@@ -49,4 +52,4 @@ def find_mode(name: str) -> type[VirtMode]:
     try:
         return MODES[name]
     except KeyError:
-        raise ValueRefusedError(f"virt_mode '{name}' does not exist; use one of {', '.join(MODES)}") from None
+        raise ValueRefusedError(f"virt_mode '{name[:40]}' does not exist; use one of {', '.join(MODES)}") from None

@@ -31,6 +31,8 @@ class Volume:
     save_on_stop: bool = False
     revisions_to_keep: int = 0
     source: str = ""
+    extra: tuple[tuple[str, str], ...] = ()
+    """What the store says of it besides, as pairs: kept as it is."""
 
     def with_source(self, vid: str, size: int) -> "Volume":
         """Return this volume as a layer over another one."""

@@ -60,7 +60,7 @@ class Lifecycle:
             active=self._machines.active(),
             capabilities=await self._world.hypervisor.capabilities(),
             kernel_files=self._world.kernels.files,
-            locate=lambda volume: self._world.pools[volume.pool].locate(volume),
+            locate=lambda volume: self._world.pool_of(volume).locate(volume),
             channel_path=self._world.paths.channel_socket(vm.uuid),
             console_log=self._world.paths.console_log(vm.name),
         )
@@ -186,7 +186,7 @@ class Lifecycle:
             if not self._machines.has_domain(vm.uuid):
                 await self._release(vm)
         if adopted:
-            self._keep(asyncio.ensure_future(self._find_dead(adopted)))
+            self._keep(asyncio.ensure_future(self._look_again(adopted)))
 
     async def _end_leftover(self, info: DomainInfo) -> None:
         """End a domain that nobody owns; while it cannot be ended it is shown as what it is, and the daemon goes on."""
@@ -199,18 +199,22 @@ class Lifecycle:
         except (HypervisorError, TimeoutError) as error:
             log.error("domain %s could not be ended: %s", info.name, error or f"no answer in {END_TIMEOUT} s")
 
-    async def _find_dead(self, adopted: list[DomainInfo]) -> None:
-        """Look some more times whether the adopted domains are there.
+    async def _look_again(self, adopted: list[DomainInfo]) -> None:
+        """Look some more times whether the adopted domains are there, and what they do.
 
-        libvirt lists a domain before it has found its QEMU again, and tells nobody when it does not find it.
+        libvirt lists a domain as it was last saved, before it has found its QEMU again, and tells nobody when it then
+        does not find it, or finds it paused.
         """
         for pause in ADOPTION_CHECKS:
             await asyncio.sleep(pause)
-            there = {info.uuid for info in await self._world.hypervisor.domains()}
+            believed = {info.uuid: self._machines.domain_state(info.uuid) for info in adopted}
+            there = {info.uuid: info for info in await self._world.hypervisor.domains()}
             for info in adopted:
-                if info.uuid not in there and self._machines.xid(info.uuid) == info.xid:
-                    log.warning("%s: its QEMU is gone", info.name)
-                    self._machines.change(info.uuid, DomainState.ABSENT)
+                state = there[info.uuid].state if info.uuid in there else DomainState.ABSENT
+                is_news = state is not believed[info.uuid] is self._machines.domain_state(info.uuid)
+                if is_news and self._machines.xid(info.uuid) == info.xid:
+                    log.warning("%s: in truth it is %s", info.name, state)
+                    self._machines.change(info.uuid, state)
 
     def _note_end(self, uuid: str) -> None:
         vm = self._registry.find_uuid(uuid)
@@ -228,7 +232,7 @@ class Lifecycle:
         self._world.discard_channel(vm.uuid)
         for volume in vm.volumes.values():
             try:
-                await self._world.pools[volume.pool].stop(volume)
+                await self._world.pool_of(volume).stop(volume)
             except CrannogError as error:
                 log.error("%s: %s", vm.name, error)
 
@@ -243,10 +247,10 @@ class Lifecycle:
         task.add_done_callback(self._chores.discard)
 
     async def _prepare_volume(self, step: PrepareVolume) -> None:
-        await self._world.pools[step.volume.pool].start(step.volume)
+        await self._world.pool_of(step.volume).start(step.volume)
 
     async def _abandon_volume(self, step: PrepareVolume) -> None:
-        await self._world.pools[step.volume.pool].abandon(step.volume)
+        await self._world.pool_of(step.volume).abandon(step.volume)
 
     async def _start_rpc(self, step: StartRpc) -> None:
         await self._world.agents.start(step.uuid, step.name, step.default_user)

@@ -10,18 +10,19 @@ import sys
 
 from crannog import __version__
 from crannog.adapters.libvirt.connection import LibvirtHypervisor
+from crannog.adapters.storage.drivers import open_pools
 from crannog.adapters.storage.kernels import KernelPool
-from crannog.adapters.storage.qcow2 import Qcow2Pool
 from crannog.adapters.store.file import FileStore
+from crannog.adapters.store.lock import DAEMON
 from crannog.api.server import Server
 from crannog.config import Paths, Settings
-from crannog.core.registry import DEFAULT_POOL
 from crannog.daemon.inventory import Inventory
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.stalls import StallWatch
 from crannog.daemon.world import World
 from crannog.errors import CrannogError, DaemonError, StorageError
+from crannog.hostfacts import read_host_facts
 from crannog.rpc.agents import VMProcesses, discard_dead_sockets
 from crannog.shortpath import provide_short_path
 
@@ -68,7 +69,7 @@ def build_world(paths: Paths, settings: Settings) -> World:
         store=FileStore(paths.store, paths.kernels),
         hypervisor=LibvirtHypervisor(paths, settings),
         agents=VMProcesses(paths),
-        pools={DEFAULT_POOL: Qcow2Pool(DEFAULT_POOL, f"{paths.pools}/{DEFAULT_POOL}")},
+        pools=open_pools(paths),
         kernels=KernelPool(paths.kernels),
     )
 
@@ -76,7 +77,11 @@ def build_world(paths: Paths, settings: Settings) -> World:
 async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     """Run the daemon until SIGTERM or SIGINT. VMs go on running when it ends."""
     world = build_world(paths, settings)
+    world.store.lock.acquire(DAEMON)
     registry = world.store.load()
+    registry.host = read_host_facts()
+    for remark in world.store.remarks:
+        log.warning("%s: %s", paths.store, remark)
     machines = Machines()
     lifecycle = Lifecycle(world, registry, machines)
     StallWatch(world.hypervisor, registry, machines)

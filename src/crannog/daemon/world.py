@@ -5,11 +5,13 @@ import os
 from dataclasses import dataclass
 
 from crannog.adapters.storage.kernels import KernelPool
+from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
+from crannog.core.volumes import Volume
+from crannog.editing.population import find_pool
 from crannog.ports.channel import AgentLinks
 from crannog.ports.hypervisor import Hypervisor
 from crannog.ports.storage import Pool
-from crannog.ports.store import Store
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,15 @@ class World:
     """The adapters that `main` chose."""
 
     paths: Paths
-    store: Store
+    store: FileStore
     hypervisor: Hypervisor
     agents: AgentLinks
     pools: dict[str, Pool]
     kernels: KernelPool
+
+    def pool_of(self, volume: Volume) -> Pool:
+        """Return the pool of a volume; raises StorageError when this host cannot serve it."""
+        return find_pool(self.pools, volume)
 
     def discard_logs(self, vm: str) -> None:
         """Delete the logs of a VM that was removed."""

@@ -23,6 +23,12 @@ class Pool(Protocol):
     async def import_file(self, volume: Volume, path: str) -> Volume:
         """Make the raw image at `path` the content of a stopped volume; return the volume with its new size."""
 
+    async def clone(self, source: Volume, target: Volume) -> Volume:
+        """Make the finished content of `source` that of `target`, a new volume of the same pool that is stopped.
+
+        Returns `target` with its new size.
+        """
+
     async def start(self, volume: Volume) -> None:
         """Make the volume ready for use at `locate`. What a dropped layer held is gone from here on."""
 
@@ -40,3 +46,13 @@ class Pool(Protocol):
 
         `known` are the ids of all volumes in the store: provisional ones among them are claimed, others deleted.
         """
+
+
+class Kernels(Protocol):
+    """The pool of kernels from the host. Methods raise StorageError with the cause."""
+
+    async def add(self, name: str, source: str) -> None:
+        """Copy the kernel in folder `source`, whole or not at all; one that is there is replaced."""
+
+    async def remove(self, name: str) -> None:
+        """Delete a kernel; an absent one is no error."""

@@ -13,3 +13,9 @@ class Store(Protocol):
 
     def save(self, registry: Registry) -> None:
         """Write the registry so that a crash at any point leaves the old file or the new one, whole."""
+
+    def notes(self, uuid: str) -> str:
+        """Return the notes of the VM with that UUID, empty when there are none. Raises StorageError."""
+
+    def save_notes(self, uuid: str, text: str) -> None:
+        """Keep a VM's notes; the empty text removes them. Raises ValueRefusedError or StorageError."""

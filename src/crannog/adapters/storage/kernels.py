@@ -52,6 +52,18 @@ class KernelPool:
         finally:
             shutil.rmtree(half_made, ignore_errors=True)
 
+    async def remove(self, name: str) -> None:
+        """Delete a kernel. It is renamed first, so that a crash never leaves half of one under its name."""
+        target, doomed = (os.path.join(self.folder, check_kernel_name(name)), os.path.join(self.folder, f".old-{name}"))
+        try:
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(target, doomed)
+            shutil.rmtree(doomed)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"kernel {name} cannot be deleted: {error.strerror}") from error
+
 
 def check_kernel_name(name: str) -> str:
     """Return `name` if it can be a kernel's: a folder's name that starts with a letter or digit.

@@ -23,6 +23,7 @@ from crannog.errors import StorageError
 _HALF_MADE = ".new-"
 _HALF_MADE_FILE = ".new"
 _PROVISIONAL = ".provisional"
+_COPY = ("cp", "--sparse=always", "--reflink=auto", "--")
 
 
 class Qcow2Pool:
@@ -73,13 +74,22 @@ class Qcow2Pool:
 
     async def import_file(self, volume: Volume, path: str) -> Volume:
         """Copy the raw image at `path`, holes kept, and put it in the place of the volume's content."""
+        return await self._put(volume, f"image {path} cannot be imported into volume {volume.vid}", path, _COPY)
+
+    async def clone(self, source: Volume, target: Volume) -> Volume:
+        """Copy the newest finished content of `source`; layers become one image, so that the copy stands alone."""
+        newest = self.newest(source.vid)
+        command = _COPY if newest.format == "raw" else ("qemu-img", "convert", "-q", "-f", newest.format, "-O", "raw")
+        return await self._put(target, f"volume {source.vid} cannot be copied to {target.vid}", newest.path, command)
+
+    async def _put(self, volume: Volume, purpose: str, source: str, command: tuple[str, ...]) -> Volume:
         content, half_made = self._next_content(volume), self._base(volume.vid) + _HALF_MADE_FILE
-        purpose = f"image {path} cannot be imported into volume {volume.vid}"
         try:
-            size = os.stat(path).st_size
-            await run_tool(purpose, "cp", "--sparse=always", "--reflink=auto", "--", path, half_made)
+            os.stat(source)
+            await run_tool(purpose, *command, source, half_made)
             os.chmod(half_made, 0o600)
             self._sync(half_made)
+            size = os.stat(half_made).st_size
             os.replace(half_made, content)
             self._forget_blank(volume)
         except OSError as error:

@@ -1,13 +1,22 @@
 """The file behind the store: whole or not at all, whatever happens while it is written."""
 
-import logging
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from crannog.adapters.store import qubes_xml
+from crannog.adapters.store import qubes_xml, xml_document
+from crannog.adapters.store.history import History
+from crannog.adapters.store.lock import StoreLock
+from crannog.adapters.store.notes import NotesFolder
+from crannog.adapters.store.qubes_xml import Document
+from crannog.adapters.store.r4_writer import R4Writer
+from crannog.adapters.store.whole_file import write_whole
 from crannog.core.registry import Registry
 from crannog.errors import StorageError
 
-log = logging.getLogger(__name__)
+Generation = tuple[int, int, int, int] | None
+"""What tells one version of the file from another: device, inode, time and size; None when there is none."""
 
 
 class FileStore:
@@ -16,6 +25,14 @@ class FileStore:
     def __init__(self, path: str, kernels_folder: str) -> None:
         self.path = path
         self.kernels_folder = kernels_folder
+        folder = os.path.dirname(path)
+        self.lock = StoreLock(path + ".lock")
+        self.history = History(os.path.join(folder, "history"))
+        self._notes = NotesFolder(os.path.join(folder, "notes"))
+        self._writer = R4Writer()
+        self._generation: Generation = None
+        self.remarks: tuple[str, ...] = ()
+        """A sentence for each thing of the file that could not be taken over when it was loaded."""
 
     def kernels(self) -> set[str]:
         """Return the names in pool linux-kernel."""
@@ -29,62 +46,106 @@ class FileStore:
 
         Raises StorageError with line and reason; the file is left as it is.
         """
-        try:
-            with open(self.path, "rb") as file:
-                data = file.read(qubes_xml.MAX_FILE_SIZE + 1)
-        except FileNotFoundError:
+        data, generation = self._read_file()
+        if data is None:
             registry = Registry()
             registry.kernels = self.kernels()
-            return registry
-        except OSError as error:
-            raise StorageError(f"the store {self.path} cannot be read: {error.strerror}") from error
+        else:
+            with _no_collections():
+                document = self.parse(data, self.path)
+            registry, self.remarks = document.registry, document.remarks
+            self._writer = R4Writer()
+            self._writer.learn(registry, document.texts)
+        self._generation = generation
+        return registry
+
+    def parse(self, data: bytes, path: str) -> Document:
+        """Return what the bytes of the file at `path` say; raises StorageError that names it."""
         try:
             return qubes_xml.from_bytes(data, self.kernels())
         except StorageError as error:
             raise StorageError(
-                # lxml's reasons can have several lines.
-                f"the store {self.path} cannot be used: {' '.join(str(error).split())}; repair the file or put it aside"
+                f"the store {path} cannot be used: {error}; repair the file, or go back to a former version with "
+                f"'crannog store restore'"
             ) from error
 
-    def save(self, registry: Registry) -> None:
-        """Write the registry to a temporary file, then rename it over the old one (rename(2) is atomic).
-
-        Raises StorageError; the old file is then intact.
-        """
-        temporary = self.path + ".new"
+    def _read_file(self) -> tuple[bytes | None, Generation]:
         try:
-            self._write_whole(temporary, qubes_xml.to_bytes(registry))
-            os.replace(temporary, self.path)
+            with open(self.path, "rb") as file:
+                return file.read(xml_document.MAX_FILE_SIZE + 1), _generation_of(os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return None, None
         except OSError as error:
-            self._discard(temporary)
+            raise StorageError(f"the store {self.path} cannot be read: {error.strerror}") from error
+
+    def note_generation(self) -> None:
+        """Take the file as it is now, readable or not, for what `replace` shall take the place of.
+
+        Raises StorageError.
+        """
+        try:
+            self._generation = _generation_of(os.stat(self.path))
+        except FileNotFoundError:
+            self._generation = None
+        except OSError as error:
+            raise StorageError(f"the store {self.path} cannot be used: {error.strerror}") from error
+
+    def save(self, registry: Registry) -> None:
+        """Write the registry whole, and keep the version that it replaces.
+
+        Raises StorageError; the old file is then intact. So it does when another program has written the file since it
+        was read: what that program wrote would be lost.
+        """
+        try:
+            data = self._writer.to_bytes(registry)
+        except ValueError as error:
+            raise StorageError(f"the change cannot be kept in {self.path}: {error}; nothing was changed") from error
+        self.replace(data)
+
+    def replace(self, data: bytes) -> None:
+        """Write bytes in place of the file; raises StorageError."""
+        try:
+            with self.lock.held():
+                self._check_generation()
+                status = write_whole(self.path, data, self._check_generation, self.history.take)
+        except OSError as error:
             raise StorageError(
                 f"the store {self.path} cannot be written: {error.strerror}; "
                 f"the change was not made, the old file is intact"
             ) from error
-        self._sync_folder()
+        self._generation = _generation_of(status)
 
-    @staticmethod
-    def _write_whole(path: str, data: bytes) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-
-    def _sync_folder(self) -> None:
-        """Have the rename survive a power cut. The new file is in place already, so a failure is only logged."""
+    def _check_generation(self) -> None:
         try:
-            descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            log.warning("the folder of %s could not be synced: %s", self.path, error.strerror)
-
-    @staticmethod
-    def _discard(path: str) -> None:
-        try:
-            os.unlink(path)
+            current = _generation_of(os.stat(self.path))
         except FileNotFoundError:
-            return
+            current = None
+        if current != self._generation:
+            raise StorageError(
+                f"the store {self.path} was written by another program since it was read; the change was not made: "
+                f"have crannogd read the file anew with 'crannog daemon stop', then try again"
+            )
+
+    def notes(self, uuid: str) -> str:
+        """Return a VM's notes."""
+        return self._notes.read(uuid)
+
+    def save_notes(self, uuid: str, text: str) -> None:
+        """Keep a VM's notes; the empty text removes them."""
+        self._notes.write(uuid, text)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Pause the cyclic garbage collector: it would look again and again at thousands of VMs of which none is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _generation_of(status: os.stat_result) -> Generation:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

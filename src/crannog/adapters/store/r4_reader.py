@@ -1,0 +1,302 @@
+"""Reading qubes.xml in the R4 format (design.md, section 5): elements to a registry whose rules all hold.
+
+What this version does not know (elements, properties, attributes) is kept beside what it knows, as XML. What it knows
+and finds wrong (a value, a reference, two of the same) is refused with its line.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from uuid import UUID, uuid5
+
+from lxml import etree
+
+from crannog.adapters.store.xml_document import raw
+from crannog.core import rules
+from crannog.core.devices import Assignment
+from crannog.core.kinds import BOOL, INT, MAX_TEXT
+from crannog.core.labels import BUILT_IN, Label, check_label_name, parse_color
+from crannog.core.pools import BUILT_IN_POOLS, PoolConfig
+from crannog.core.properties import Holder, Property
+from crannog.core.registry import Registry
+from crannog.core.tags import check_tag
+from crannog.core.virt_modes import find_mode
+from crannog.core.vms import CLASSES, QubeBase
+from crannog.core.volumes import Volume
+from crannog.errors import CrannogError, StorageError
+
+VERSIONS = ("", "3", "3.0")
+"""What the root's `version` may be: Qubes itself writes none."""
+
+_NAMESPACE = UUID("6d8b1f5e-9a53-4b0c-8f0e-2d1c7a9e4b60")
+"""For the UUIDs of VMs whose file has none: the same at each reading."""
+
+_IDENTITY = ("name", "uuid", "qid")
+# Asked again when it matters: a kernel or pool may come back, a template's mode is compared at each start, and who may
+# be a template for disposables is asked when one is made.
+_NOT_ASKED = frozenset(
+    {"name", "kernel", "default_kernel", "virt_mode", "template", "template_for_dispvms", "provides_network"}
+    | {"default_dispvm", "management_dispvm", "default_template", "default_pool", "default_pool_kernel"}
+    | {"default_pool_private", "default_pool_root", "default_pool_volatile"}
+)
+_VOLUME_BOOLS, _VOLUME_INTS = ("rw", "snap_on_start", "save_on_stop"), ("size", "revisions_to_keep")
+
+
+class R4Reader:
+    """Reads one document. `_at` is the element that is looked at: whatever refuses gets its line."""
+
+    def __init__(self, kernels: set[str]) -> None:
+        self.registry = Registry()
+        self.registry.kernels = kernels
+        self._at = etree.Element("qubes")
+        self._kept: list[tuple[Holder, str, str]] = []
+        self._ids: dict[str, str] = {}
+        self._references: list[tuple[Holder, Property, etree._Element]] = []
+        self._read: list[tuple[Holder, etree._Element]] = []
+        self.texts: dict[str, bytes] = {}
+        """The VMs as the document has them, by UUID, where writing the same again would mean the same."""
+
+    def read(self, root: etree._Element) -> Registry:
+        """Return the registry; raises StorageError that names the line and the reason."""
+        self._at = root
+        try:
+            self._read_root(root)
+        except (CrannogError, ValueError) as error:
+            raise StorageError(f"line {self._at.sourceline or 0}: {' '.join(str(error).split())}") from error
+        return self.registry
+
+    def _read_root(self, root: etree._Element) -> None:
+        if root.tag != "qubes" or root.get("version", "") not in VERSIONS:
+            raise StorageError("this is not a <qubes version='3.0'> document")
+        registry = self.registry
+        parts = {str(child.tag): child for child in root if child.tag != "properties"}
+        readers: dict[str, Callable[[etree._Element], None]] = {
+            "labels": self._read_labels, "pools": self._read_pools, "domains": self._read_domains,
+        }  # fmt: skip
+        registry.labels, registry.pools = {}, {}
+        for tag, read in readers.items():
+            if tag == "domains":
+                self._add_built_in()
+            if tag in parts:
+                read(parts[tag])
+        self._keep_attributes(registry, root, ("version",))
+        for child in root:
+            self._at = child
+            if child.tag == "properties":
+                self._read_properties(registry, child)
+            elif child.tag not in readers:
+                self._keep(registry, "", child)
+            elif parts[str(child.tag)] is not child:
+                raise StorageError(f"<{child.tag}> is there twice")
+        self._read.append((registry, root))
+        self._hand_over_kept()
+        self._resolve()
+        self._check_all()
+
+    def _add_built_in(self) -> None:
+        registry = self.registry
+        taken = {label.index for label in registry.labels.values()}
+        for label in BUILT_IN:
+            if label.name not in registry.labels and label.index not in taken:
+                registry.labels[label.name] = label
+        for pool in BUILT_IN_POOLS:
+            registry.pools.setdefault(pool.name, pool)
+
+    def _read_labels(self, parent: etree._Element) -> None:
+        for element in self._children(parent, "label", self.registry):
+            name, ident = check_label_name(element.text or ""), element.get("id", "")
+            index = INT.parse(ident.removeprefix("label-"))
+            self._claim(f"label-{index}", name)
+            if name in self.registry.labels:
+                raise StorageError(f"label '{name}' is there twice")
+            self.registry.labels[name] = Label(index, name, parse_color(element.get("color", "")))
+
+    def _read_pools(self, parent: etree._Element) -> None:
+        for element in self._children(parent, "pool", self.registry):
+            values = {str(key): str(value) for key, value in element.attrib.items()}
+            name, driver = values.pop("name", ""), values.pop("driver", "")
+            if not name or not driver or name in self.registry.pools:
+                raise StorageError(f"pool '{name}' has no name or driver, or is there twice")
+            self.registry.pools[name] = PoolConfig(name, driver, tuple(values.items()))
+
+    def _read_domains(self, parent: etree._Element) -> None:
+        for element in self._children(parent, "domain", self.registry):
+            self._read_vm(element)
+
+    def _read_vm(self, element: etree._Element) -> None:
+        klass = element.get("class", "")
+        if klass not in CLASSES:
+            raise StorageError(f"VMs of class '{klass[:80]}' are not known to this version")
+        vm = self.registry.dom0 if klass == "AdminVM" else CLASSES[klass](self.registry)
+        if klass == "AdminVM":
+            vm.values.clear()
+        self._keep_attributes(vm, element, ("class", "id"))
+        devices: list[Assignment] = []
+        for child in element:
+            self._at = child
+            self._read_part(vm, child, devices)
+        vm.devices = tuple(devices)
+        self._at = element
+        self._identify(vm, element)
+        self._read.append((vm, element))
+        text = etree.tostring(element, encoding="utf-8", with_tail=False)
+        if element.get("id") == f"domain-{vm.qid}" and b" ref=" not in text:
+            self.texts[vm.uuid] = text
+
+    def _read_part(self, vm: QubeBase, child: etree._Element, devices: list[Assignment]) -> None:
+        tag = child.tag
+        if tag == "properties":
+            self._read_properties(vm, child)
+        elif tag == "features":
+            for element in self._children(child, "feature", vm):
+                vm.features[self._new_name(element, vm.features)] = self._text(element)
+        elif tag == "tags":
+            vm.tags.update(check_tag(element.get("name", "")) for element in self._children(child, "tag", vm))
+        elif tag == "volume-config":
+            for element in self._children(child, "volume", vm):
+                vm.volumes[self._new_name(element, vm.volumes)] = read_volume(element)
+        elif tag == "devices":
+            self._read_devices(vm, child, devices)
+        else:
+            self._keep(vm, "", child)
+
+    def _read_properties(self, holder: Holder, parent: etree._Element) -> None:
+        declared, values, registry = holder.declared(), holder.values, self.registry
+        for element in self._children(parent, "property", holder):
+            name = element.get("name", "")
+            known = declared.get(name)
+            if known is None or (known.is_readonly and name not in _IDENTITY):
+                self._keep(holder, "properties", element)
+                continue
+            if name in values:
+                raise StorageError(f"property '{name}' is there twice")
+            if known.kind.is_reference or element.get("ref"):
+                values[name] = None
+                self._references.append((holder, known, element))
+                continue
+            text = self._text(element)
+            if not text and (known.kind is INT or known.kind is BOOL):
+                continue  # no value: the default counts
+            value = known.kind.parse(text, registry)
+            values[name] = known.normalise(value) if known.normalise and text else value
+
+    def _read_devices(self, vm: QubeBase, parent: etree._Element, devices: list[Assignment]) -> None:
+        if any(child.tag != "device" or (child.text or "").strip() for child in parent) or any(
+            option.tag != "option" for child in parent for option in child
+        ):
+            self._keep(vm, "", parent)
+            return
+        devices += [read_assignment(parent.get("class", ""), element) for element in parent]
+
+    def _identify(self, vm: QubeBase, element: etree._Element) -> None:
+        """Give the VM what makes it addressable: dom0 always the same; without a UUID, one that follows from the rest."""
+        ident = element.get("id", "")
+        if vm is self.registry.dom0:
+            fresh = Registry().dom0
+            for name in _IDENTITY:
+                if vm.values.setdefault(name, fresh.values[name]) != fresh.values[name]:
+                    raise StorageError("dom0 cannot have another name, UUID or qid")
+            self._claim(ident or "domain-0", vm.name)
+            return
+        values = vm.values
+        if "qid" not in values and ident.removeprefix("domain-").isdigit():
+            values["qid"] = int(ident.removeprefix("domain-"))
+        if "uuid" not in values:
+            values["uuid"] = str(uuid5(_NAMESPACE, f"{values.get('qid')} {values.get('name')}"))
+        if str(UUID(vm.uuid)) != vm.uuid or not 0 < int(str(values.get("qid", 0))) < 2**31:
+            raise StorageError(f"VM '{values.get('name')}' has a malformed UUID or qid")
+        self.registry.adopt(vm)
+        self._claim(ident or f"domain-{vm.qid}", vm.name)
+
+    def _claim(self, ident: str, name: str) -> None:
+        if ident in self._ids:
+            raise StorageError(f"id '{ident[:80]}' is there twice")
+        self._ids[ident] = name
+
+    def _resolve(self) -> None:
+        """Follow the references: they can point forward, so this comes when all VMs are there."""
+        for holder, declared, element in self._references:
+            self._at = element
+            ident = element.get("ref")
+            if ident is not None and ident not in self._ids:
+                raise StorageError(f"property '{declared.name}' refers to '{ident[:80]}', which is not there")
+            text = self._ids[ident] if ident is not None else self._text(element)
+            is_none = ident is None and text == "None"  # as some versions of Qubes write it
+            holder.values[declared.name] = declared.kind.parse("" if is_none else text, self.registry)
+
+    def _check_all(self) -> None:
+        """Ask of what the file says what is asked of a user, where it could do harm."""
+        for holder, element in self._read:
+            self._at = element
+            declared = holder.declared()
+            for name, value in holder.values.items():
+                check = declared[name].check
+                if check and name not in _NOT_ASKED:
+                    check(holder, value)
+            if isinstance(holder, QubeBase) and "virt_mode" in holder.values:
+                find_mode(str(holder.values["virt_mode"]))
+            if isinstance(holder, QubeBase) and holder.is_template_based:
+                rules.template_class(holder, holder.template)
+
+    def _children(self, parent: etree._Element, tag: str, holder: Holder) -> Iterator[etree._Element]:
+        """Yield the children of that tag; each is then the place where something can be refused."""
+        for child in parent:
+            self._at = child
+            if child.tag == tag:
+                yield child
+            else:
+                self._keep(holder, str(parent.tag), child)
+
+    def _keep(self, holder: Holder, place: str, element: etree._Element) -> None:
+        """Keep an element that this version does not know, to be written again in the same place."""
+        self._kept.append((holder, place, raw(element)))
+
+    def _hand_over_kept(self) -> None:
+        places: dict[tuple[Holder, str], list[str]] = {}
+        for holder, place, text in self._kept:
+            places.setdefault((holder, place), []).append(text)
+        for (holder, place), texts in places.items():
+            holder.foreign[place] = tuple(texts)
+
+    @staticmethod
+    def _new_name(element: etree._Element, taken: Collection[str]) -> str:
+        name = element.get("name", "")
+        if not name or name in taken:
+            raise StorageError(f"<{element.tag}> '{name[:80]}' has no name, or is there twice")
+        return name
+
+    @staticmethod
+    def _text(element: etree._Element) -> str:
+        text = element.text or ""
+        if len(text) > MAX_TEXT:
+            raise StorageError(f"a value of {len(text)} characters is too long: at most {MAX_TEXT} can be kept")
+        return text
+
+    @staticmethod
+    def _keep_attributes(holder: Holder, element: etree._Element, known: tuple[str, ...]) -> None:
+        more = tuple(
+            f"{key!s}={value!s}"
+            for key, value in element.attrib.items()
+            if key not in (*known, "") and "{" not in str(key)
+        )
+        if more:
+            holder.foreign["@"] = more
+
+
+def read_assignment(devclass: str, element: etree._Element) -> Assignment:
+    """Return a device assignment with all its attributes and options."""
+    attributes = tuple((str(key), str(value)) for key, value in element.attrib.items())
+    options = tuple((option.get("name", ""), option.text or "") for option in element)
+    return Assignment(devclass, attributes, options)
+
+
+def read_volume(element: etree._Element) -> Volume:
+    """Return a volume. A flag that is not there is false, a number 0; attributes that are not known are kept."""
+    values = {str(key): str(value) for key, value in element.attrib.items()}
+    name, pool, vid = (values.pop(key, "") for key in ("name", "pool", "vid"))
+    if not pool or not vid:
+        raise StorageError(f"volume '{name[:80]}' has no pool or no vid")
+    rw, snap_on_start, save_on_stop = (BOOL.parse(values.pop(key, "") or "False") for key in _VOLUME_BOOLS)
+    size, revisions = (INT.parse(values.pop(key, "") or "0") for key in _VOLUME_INTS)
+    if size < 0:
+        raise StorageError(f"volume '{name[:80]}' has a negative size")
+    extra = tuple(values.items())
+    return Volume(name, pool, vid, size, rw, snap_on_start, save_on_stop, revisions, extra=extra)

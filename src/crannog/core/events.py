@@ -1,0 +1,78 @@
+"""Events: facts about changes, delivered after the change is saved (Admin API, section 9).
+
+The sequences are those that clients know; the names in the past or with `pre-` are theirs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from crannog.core.properties import Holder, Property
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event. `subject` is a VM's name, empty for the whole system; values are text."""
+
+    subject: str
+    name: str
+    arguments: dict[str, str] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+
+
+def subject_of(holder: Holder) -> str:
+    """Return the subject of a holder's events: global properties have none."""
+    return getattr(holder, "name", "")
+
+
+def property_set(holder: Holder, declared: Property, new: Any, old: Any, *, has_old: bool) -> list[Event]:  # noqa: ANN401
+    """Return what is told when a property gets a value."""
+    subject, name = subject_of(holder), declared.name
+    arguments = {"name": name, "newvalue": str(new)} | ({"oldvalue": str(old)} if has_old else {})
+    told = [Event(subject, f"property-{when}:{name}", arguments) for when in ("pre-set", "set")]
+    if name == "label":
+        told.append(Event(subject, "property-reset:icon", {"name": "icon"}))
+    return told
+
+
+def property_reset(holder: Holder, declared: Property, old: Any) -> list[Event]:  # noqa: ANN401
+    """Return what is told when a property goes back to its default."""
+    subject, name = subject_of(holder), declared.name
+    arguments = {"name": name, "oldvalue": str(old)}
+    return [Event(subject, f"property-{when}:{name}", arguments) for when in ("pre-reset", "pre-del", "reset", "del")]
+
+
+def default_changed(holder: Holder, name: str, new: Any, old: Any) -> list[Event]:  # noqa: ANN401
+    """Return what is told of a VM whose property follows a global one that has changed."""
+    arguments = {"name": name, "newvalue": str(new), "oldvalue": str(old)}
+    return [Event(subject_of(holder), f"property-{when}:{name}", arguments) for when in ("pre-set", "set")]
+
+
+def feature_set(vm: str, name: str, value: str, old: str | None) -> list[Event]:
+    """Return what is told when a feature gets a value."""
+    arguments = {"feature": name, "value": value} | ({} if old is None else {"oldvalue": old})
+    return [Event(vm, f"domain-feature-{when}:{name}", arguments) for when in ("pre-set", "set")]
+
+
+def feature_removed(vm: str, name: str) -> list[Event]:
+    """Return what is told when a feature is removed."""
+    return [Event(vm, f"domain-feature-{when}:{name}", {"feature": name}) for when in ("pre-delete", "delete")]
+
+
+def tags_changed(vm: str, before: set[str], after: set[str]) -> list[Event]:
+    """Return what is told when a VM's tags change."""
+    gone = [Event(vm, f"domain-tag-delete:{tag}", {"tag": tag}) for tag in sorted(before - after)]
+    return gone + [Event(vm, f"domain-tag-add:{tag}", {"tag": tag}) for tag in sorted(after - before)]
+
+
+def vm_created(vm: str, tags: set[str]) -> list[Event]:
+    """Return what is told of a new VM."""
+    return [Event("", "domain-add", {"vm": vm}), *tags_changed(vm, set(), tags), Event(vm, "domain-create-on-disk")]
+
+
+def vm_removed(vm: str) -> list[Event]:
+    """Return what is told of a VM that is gone."""
+    told = [Event("", f"domain-{when}", {"vm": vm}) for when in ("pre-delete", "delete")]
+    return [*told, Event(vm, "domain-remove-from-disk")]

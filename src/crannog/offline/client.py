@@ -1,0 +1,64 @@
+"""The client of offline mode: the calls of `client.connection.Client`, answered in this process."""
+
+import asyncio
+import logging
+import os
+
+from crannog.adapters.store.file import FileStore
+from crannog.api import methods
+from crannog.api.framing import parse_request
+from crannog.config import Paths
+from crannog.errors import CrannogError, StorageError
+from crannog.offline.backend import OfflineBackend
+from crannog.shortpath import provide_short_path
+
+log = logging.getLogger(__name__)
+
+
+class OfflineClient:
+    """Answers calls on the store of one home, whose lock it holds until the process ends or `close` is called.
+
+    Making one raises DaemonError while a daemon runs, StorageError when the store cannot be used.
+    """
+
+    def __init__(self, paths: Paths | None = None, *, tool: str = "a tool") -> None:
+        self.paths = paths or Paths()
+        logging.basicConfig(format=f"{tool}: %(message)s", level=logging.WARNING)
+        _make_home(self.paths)
+        self.store = FileStore(self.paths.store, self.paths.kernels)
+        self.store.lock.acquire(tool)
+        try:
+            self.backend = OfflineBackend(self.paths, self.store)
+        except BaseException:
+            self.store.lock.release()
+            raise
+        for remark in self.store.remarks:
+            log.warning("%s", remark)
+
+    def call(self, method: str, destination: str = "dom0", argument: str = "", payload: bytes = b"") -> bytes:
+        """Return the data of a method's reply; raises the error that answers it."""
+        header = f"{method}+{argument} dom0 name {destination}".encode("utf-8", "surrogateescape")
+        request = parse_request(header + b"\0" + payload)
+        try:
+            return asyncio.run(methods.find_method(request.method).call(self.backend, request))
+        except CrannogError:
+            raise
+        except Exception as error:
+            log.debug("%s failed", method, exc_info=True)
+            raise CrannogError(f"{method} failed by an error of our own: {type(error).__name__}: {error}") from error
+
+    def text(self, method: str, destination: str = "dom0", argument: str = "", payload: str = "") -> str:
+        """Call a method whose payload and reply are text."""
+        return self.call(method, destination, argument, payload.encode("utf-8", "surrogateescape")).decode()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self.store.lock.release()
+
+
+def _make_home(paths: Paths) -> None:
+    try:
+        os.makedirs(paths.home, mode=0o700, exist_ok=True)
+        provide_short_path(paths.home)
+    except OSError as error:
+        raise StorageError(f"{paths.home} cannot be used: {error.strerror} ({error.filename})") from error
