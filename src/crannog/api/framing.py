@@ -8,7 +8,7 @@ from crannog.errors import CrannogError, ProtocolError
 MAX_REQUEST = 65536
 """Largest request in bytes, header and payload together."""
 
-_METHOD = re.compile(r"[A-Za-z0-9_.-]+(\+[A-Za-z0-9_.+:@-]*)?")
+_METHOD = re.compile(r"[A-Za-z0-9_.-]+(\+[A-Za-z0-9_.+:@~-]*)?")
 _NAME = re.compile(r"[A-Za-z0-9_.:@-]+")
 
 

@@ -13,6 +13,15 @@ from crannog.errors import CrannogError, DaemonError, VMNotFoundError, from_wire
 _CHUNK = 262144
 
 
+_NAME_MARKS = frozenset("_.:-")
+
+
+def check_destination(name: str) -> None:
+    """Raise VMNotFoundError for what no request can carry as a destination: no VM can be called so."""
+    if not name or not all((char.isascii() and char.isalnum()) or char in _NAME_MARKS for char in name):
+        raise VMNotFoundError(f"there is no VM '{name[:80]}'; qvm-ls lists the VMs that there are")
+
+
 class Client:
     """Calls the daemon of one home, and starts it when it does not run."""
 
@@ -25,8 +34,7 @@ class Client:
 
         Raises the error that the daemon names, or DaemonError when there is no answer.
         """
-        if not (destination.isascii() and destination.isprintable() and destination) or " " in destination:
-            raise VMNotFoundError(f"there is no VM '{destination}'; qvm-ls lists the VMs that there are")
+        check_destination(destination)
         header = f"{method}+{argument} dom0 name {destination}".encode("utf-8", "surrogateescape")
         connection = self._connect()
         try:

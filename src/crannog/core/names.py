@@ -5,7 +5,9 @@ import re
 from crannog.errors import ValueRefusedError
 
 MAX_LENGTH = 31
-RESERVED = ("Domain-0", "dom0", "none", "default")
+RESERVED = ("Domain-0", "dom0", "none", "None", "default")
+"""`None` is how some files write that there is no VM."""
+
 _PATTERN = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*")
 
 

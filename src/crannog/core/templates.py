@@ -50,13 +50,14 @@ def origin(vm: QubeBase, name: str) -> tuple[QubeBase, Volume]:
 
 def template_refusal(name: str, cls: type[QubeBase], virt_mode: str, template: QubeBase | None) -> str:
     """Return the sentence that says why that template cannot be used."""
+    kind = f"{'an' if cls.klass.startswith('A') else 'a'} {cls.klass}"
     if not cls.is_template_based:
-        return f"{name}: a {cls.klass} has no template"
+        return f"{name}: {kind} has no template"
     if template is None:
-        return f"{name}: a {cls.klass} needs a template; name one with --template"
+        return f"{name}: {kind} needs a template; name one with --template"
     if cls.is_disposable and not template.is_disposable_template():
         return (
-            f"{name}: a {cls.klass} starts from an AppVM that allows it, which {template.name} is not; "
+            f"{name}: {kind} starts from an AppVM that allows it, which {template.name} is not; "
             f"allow it with 'qvm-prefs {template.name} template_for_dispvms True', or choose another"
         )
     if not can_be_template(cls, template):

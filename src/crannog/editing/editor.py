@@ -75,7 +75,11 @@ class Editor:
                 value = declared.normalise(value)
             holder.check_settable(declared, value)
         except ValueRefusedError as error:
-            raise PropertyRefusedError(f"property '{name}' of {holder.title()} was not set: {error}") from None
+            # Some refusals, such as "is read-only", name the property themselves.
+            prefix = (
+                "" if str(error).startswith("property ") else f"property '{name}' of {holder.title()} was not set: "
+            )
+            raise PropertyRefusedError(f"{prefix}{error}") from None
         self._assign(holder, declared, value)
 
     def _assign(self, holder: Holder, declared: Property, value: object) -> None:

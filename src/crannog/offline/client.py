@@ -7,6 +7,7 @@ import os
 from crannog.adapters.store.file import FileStore
 from crannog.api import methods
 from crannog.api.framing import parse_request
+from crannog.client.connection import check_destination
 from crannog.config import Paths
 from crannog.errors import CrannogError, StorageError
 from crannog.offline.backend import OfflineBackend
@@ -37,6 +38,7 @@ class OfflineClient:
 
     def call(self, method: str, destination: str = "dom0", argument: str = "", payload: bytes = b"") -> bytes:
         """Return the data of a method's reply; raises the error that answers it."""
+        check_destination(destination)
         header = f"{method}+{argument} dom0 name {destination}".encode("utf-8", "surrogateescape")
         request = parse_request(header + b"\0" + payload)
         try:

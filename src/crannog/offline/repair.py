@@ -47,25 +47,26 @@ class Repair:
 
         Nothing is locked: a version that goes away meanwhile is left out.
         """
-        rows = []
-        for number, path in [("", self._store.path), *self._newest_paths()]:
-            try:
-                status, data = os.stat(path), _read(path)
-            except NotFoundError:
-                continue
-            except OSError:
-                continue
-            rows.append(Row(number, _show_time(status.st_mtime), -(-status.st_size // 1024), self._describe(data)))
+        paths = [("", self._store.path), *self._newest_paths()]
+        rows = [row for number, path in paths if (row := self._look_at(number, path))]
         if not rows:
             raise self._absent()
         return rows
 
+    def _look_at(self, number: str, path: str) -> Row | None:
+        try:
+            status = os.stat(path)
+            content = self._describe(path)
+        except (OSError, NotFoundError):
+            return None
+        return Row(number, _show_time(status.st_mtime), -(-status.st_size // 1024), content)
+
     def _newest_paths(self) -> list[tuple[str, str]]:
         return [(str(version.number), version.path) for version in reversed(self._versions()[-LISTED:])]
 
-    def _describe(self, data: bytes) -> str:
+    def _describe(self, path: str) -> str:
         try:
-            return count_vms(self._parse(data))
+            return count_vms(self._parse(_read(path)))
         except StorageError as error:
             return f"broken: {error}"
 
@@ -102,7 +103,10 @@ class Repair:
             ) from error
 
     def _newest_usable(self) -> tuple[Version, bytes, Document]:
-        present = self._present()
+        try:
+            present = self._present()
+        except StorageError:
+            present = None
         for version in reversed(self._versions()):
             try:
                 data = self._store.history.read(version.number)

@@ -137,7 +137,7 @@ class FileStore:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Pause the cyclic garbage collector: it would look again and again at thousands of VMs of which none is garbage."""
+    """Pause the cyclic garbage collector: it would look again and again at thousands of VMs, none of them garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -35,10 +35,10 @@ class History:
     def versions(self) -> list[Version]:
         """Return the versions, the oldest first."""
         found = []
-        with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.folder):
-                stem = entry.name.removesuffix(_SUFFIX)
-                if stem.isdigit() and entry.name.endswith(_SUFFIX):
+        for entry in os.scandir(self.folder) if os.path.isdir(self.folder) else ():
+            stem = entry.name.removesuffix(_SUFFIX)
+            if stem.isdigit() and entry.name.endswith(_SUFFIX):
+                with contextlib.suppress(FileNotFoundError):  # another process may drop it meanwhile
                     status = entry.stat(follow_symlinks=False)
                     found.append(Version(int(stem), status.st_mtime, status.st_size, entry.path))
         return sorted(found, key=lambda version: version.number)
@@ -73,7 +73,7 @@ class History:
             versions = self.versions()
             number = versions[-1].number + 1 if versions else 1
             os.rename(path, os.path.join(self.folder, f"{number:08}{_SUFFIX}"))
-            for version in versions[: len(versions) + 1 - self.keep]:
+            for version in versions[: max(0, len(versions) + 1 - self.keep)]:
                 os.unlink(version.path)
         except OSError as error:
             log.warning("a former version of the store could not be kept: %s", error.strerror)

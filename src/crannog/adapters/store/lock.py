@@ -63,7 +63,7 @@ class StoreLock:
             time.sleep(_GLANCE / 5)
         raise DaemonError(
             f"crannogd runs for {os.path.dirname(self.path)} ({self._holder(descriptor)}), and it owns the store; "
-            f"leave out --offline, or stop it with 'crannog daemon stop'"
+            f"stop it with 'crannog daemon stop', or let it do the work: leave out --offline where you gave it"
         )
 
     @staticmethod

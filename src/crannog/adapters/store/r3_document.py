@@ -10,7 +10,8 @@ from uuid import UUID, uuid5
 
 from lxml import etree
 
-from crannog.adapters.store.r3_vm import NONE, Draft, R3Class, line_of, listed, refusal
+from crannog.adapters.store.r3_vm import NONE, Draft, R3Class, listed, refusal
+from crannog.adapters.store.xml_document import line_of
 from crannog.core.devices import BACKEND, PORT
 from crannog.core.pools import DEFAULT_POOL
 from crannog.core.vms import ADMIN_NAME, CLASSES

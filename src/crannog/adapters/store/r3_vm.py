@@ -12,6 +12,7 @@ from typing import cast
 
 from lxml import etree
 
+from crannog.adapters.store.xml_document import line_of
 from crannog.core.features import SERVICE, check_feature
 from crannog.core.pools import DEFAULT_POOL
 from crannog.core.vms import LocalVM
@@ -37,11 +38,6 @@ class R3Class:
     provides_network: bool = False
     is_proxy: bool = False
     """It gets its network from another VM, and by default not from the one that all others get it from."""
-
-
-def line_of(element: etree._Element) -> int:
-    """Return the line that an element stands in, 0 when it is not known."""
-    return cast(int | None, element.sourceline) or 0
 
 
 def refusal(element: etree._Element, reason: str) -> StorageError:

@@ -4,13 +4,12 @@ What this version does not know (elements, properties, attributes) is kept besid
 and finds wrong (a value, a reference, two of the same) is refused with its line.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from uuid import UUID, uuid5
+from collections.abc import Collection, Iterator
 
 from lxml import etree
 
-from crannog.adapters.store.xml_document import raw
-from crannog.core import rules
+from crannog.adapters.store.r4_parts import IDENTITY, check_settings, identify, read_assignment, read_volume
+from crannog.adapters.store.xml_document import line_of, raw
 from crannog.core.devices import Assignment
 from crannog.core.kinds import BOOL, INT, MAX_TEXT
 from crannog.core.labels import BUILT_IN, Label, check_label_name, parse_color
@@ -18,26 +17,19 @@ from crannog.core.pools import BUILT_IN_POOLS, PoolConfig
 from crannog.core.properties import Holder, Property
 from crannog.core.registry import Registry
 from crannog.core.tags import check_tag
-from crannog.core.virt_modes import find_mode
 from crannog.core.vms import CLASSES, QubeBase
-from crannog.core.volumes import Volume
 from crannog.errors import CrannogError, StorageError
 
 VERSIONS = ("", "3", "3.0")
 """What the root's `version` may be: Qubes itself writes none."""
 
-_NAMESPACE = UUID("6d8b1f5e-9a53-4b0c-8f0e-2d1c7a9e4b60")
-"""For the UUIDs of VMs whose file has none: the same at each reading."""
 
-_IDENTITY = ("name", "uuid", "qid")
-# Asked again when it matters: a kernel or pool may come back, a template's mode is compared at each start, and who may
-# be a template for disposables is asked when one is made.
-_NOT_ASKED = frozenset(
-    {"name", "kernel", "default_kernel", "virt_mode", "template", "template_for_dispvms", "provides_network"}
-    | {"default_dispvm", "management_dispvm", "default_template", "default_pool", "default_pool_kernel"}
-    | {"default_pool_private", "default_pool_root", "default_pool_volatile"}
-)
-_VOLUME_BOOLS, _VOLUME_INTS = ("rw", "snap_on_start", "save_on_stop"), ("size", "revisions_to_keep")
+_PARTS = ("labels", "pools", "properties", "domains")
+Parent = etree._Element | tuple[()]
+
+
+def _place(parent: Parent) -> str:
+    return "" if isinstance(parent, tuple) else str(parent.tag)
 
 
 class R4Reader:
@@ -60,36 +52,38 @@ class R4Reader:
         try:
             self._read_root(root)
         except (CrannogError, ValueError) as error:
-            raise StorageError(f"line {self._at.sourceline or 0}: {' '.join(str(error).split())}") from error
+            raise StorageError(f"line {line_of(self._at)}: {' '.join(str(error).split())}") from error
         return self.registry
 
     def _read_root(self, root: etree._Element) -> None:
         if root.tag != "qubes" or root.get("version", "") not in VERSIONS:
             raise StorageError("this is not a <qubes version='3.0'> document")
-        registry = self.registry
-        parts = {str(child.tag): child for child in root if child.tag != "properties"}
-        readers: dict[str, Callable[[etree._Element], None]] = {
-            "labels": self._read_labels, "pools": self._read_pools, "domains": self._read_domains,
-        }  # fmt: skip
-        registry.labels, registry.pools = {}, {}
-        for tag, read in readers.items():
-            if tag == "domains":
-                self._add_built_in()
-            if tag in parts:
-                read(parts[tag])
-        self._keep_attributes(registry, root, ("version",))
-        for child in root:
-            self._at = child
-            if child.tag == "properties":
-                self._read_properties(registry, child)
-            elif child.tag not in readers:
-                self._keep(registry, "", child)
-            elif parts[str(child.tag)] is not child:
-                raise StorageError(f"<{child.tag}> is there twice")
-        self._read.append((registry, root))
+        parts = self._find_parts(root)
+        self.registry.labels, self.registry.pools = {}, {}
+        self._read_labels(parts.get("labels", ()))
+        self._read_pools(parts.get("pools", ()))
+        self._add_built_in()
+        self._read_properties(self.registry, parts.get("properties", ()))
+        self._read_domains(parts.get("domains", ()))
+        self._keep_attributes(self.registry, root, ("version",))
+        self._read.append((self.registry, root))
         self._hand_over_kept()
         self._resolve()
         self._check_all()
+
+    def _find_parts(self, root: etree._Element) -> dict[str, etree._Element]:
+        """Return the known children of the root by tag, in whatever order they stand; others are kept."""
+        parts: dict[str, etree._Element] = {}
+        for child in root:
+            self._at = child
+            tag = str(child.tag)
+            if tag not in _PARTS:
+                self._keep(self.registry, "", child)
+            elif tag in parts:
+                raise StorageError(f"<{tag}> is there twice")
+            else:
+                parts[tag] = child
+        return parts
 
     def _add_built_in(self) -> None:
         registry = self.registry
@@ -100,7 +94,7 @@ class R4Reader:
         for pool in BUILT_IN_POOLS:
             registry.pools.setdefault(pool.name, pool)
 
-    def _read_labels(self, parent: etree._Element) -> None:
+    def _read_labels(self, parent: Parent) -> None:
         for element in self._children(parent, "label", self.registry):
             name, ident = check_label_name(element.text or ""), element.get("id", "")
             index = INT.parse(ident.removeprefix("label-"))
@@ -109,7 +103,7 @@ class R4Reader:
                 raise StorageError(f"label '{name}' is there twice")
             self.registry.labels[name] = Label(index, name, parse_color(element.get("color", "")))
 
-    def _read_pools(self, parent: etree._Element) -> None:
+    def _read_pools(self, parent: Parent) -> None:
         for element in self._children(parent, "pool", self.registry):
             values = {str(key): str(value) for key, value in element.attrib.items()}
             name, driver = values.pop("name", ""), values.pop("driver", "")
@@ -117,7 +111,7 @@ class R4Reader:
                 raise StorageError(f"pool '{name}' has no name or driver, or is there twice")
             self.registry.pools[name] = PoolConfig(name, driver, tuple(values.items()))
 
-    def _read_domains(self, parent: etree._Element) -> None:
+    def _read_domains(self, parent: Parent) -> None:
         for element in self._children(parent, "domain", self.registry):
             self._read_vm(element)
 
@@ -158,12 +152,12 @@ class R4Reader:
         else:
             self._keep(vm, "", child)
 
-    def _read_properties(self, holder: Holder, parent: etree._Element) -> None:
+    def _read_properties(self, holder: Holder, parent: Parent) -> None:
         declared, values, registry = holder.declared(), holder.values, self.registry
         for element in self._children(parent, "property", holder):
             name = element.get("name", "")
             known = declared.get(name)
-            if known is None or (known.is_readonly and name not in _IDENTITY):
+            if known is None or (known.is_readonly and name not in IDENTITY):
                 self._keep(holder, "properties", element)
                 continue
             if name in values:
@@ -187,23 +181,10 @@ class R4Reader:
         devices += [read_assignment(parent.get("class", ""), element) for element in parent]
 
     def _identify(self, vm: QubeBase, element: etree._Element) -> None:
-        """Give the VM what makes it addressable: dom0 always the same; without a UUID, one that follows from the rest."""
         ident = element.get("id", "")
-        if vm is self.registry.dom0:
-            fresh = Registry().dom0
-            for name in _IDENTITY:
-                if vm.values.setdefault(name, fresh.values[name]) != fresh.values[name]:
-                    raise StorageError("dom0 cannot have another name, UUID or qid")
-            self._claim(ident or "domain-0", vm.name)
-            return
-        values = vm.values
-        if "qid" not in values and ident.removeprefix("domain-").isdigit():
-            values["qid"] = int(ident.removeprefix("domain-"))
-        if "uuid" not in values:
-            values["uuid"] = str(uuid5(_NAMESPACE, f"{values.get('qid')} {values.get('name')}"))
-        if str(UUID(vm.uuid)) != vm.uuid or not 0 < int(str(values.get("qid", 0))) < 2**31:
-            raise StorageError(f"VM '{values.get('name')}' has a malformed UUID or qid")
-        self.registry.adopt(vm)
+        identify(vm, ident)
+        if vm is not self.registry.dom0:
+            self.registry.adopt(vm)
         self._claim(ident or f"domain-{vm.qid}", vm.name)
 
     def _claim(self, ident: str, name: str) -> None:
@@ -223,27 +204,18 @@ class R4Reader:
             holder.values[declared.name] = declared.kind.parse("" if is_none else text, self.registry)
 
     def _check_all(self) -> None:
-        """Ask of what the file says what is asked of a user, where it could do harm."""
         for holder, element in self._read:
             self._at = element
-            declared = holder.declared()
-            for name, value in holder.values.items():
-                check = declared[name].check
-                if check and name not in _NOT_ASKED:
-                    check(holder, value)
-            if isinstance(holder, QubeBase) and "virt_mode" in holder.values:
-                find_mode(str(holder.values["virt_mode"]))
-            if isinstance(holder, QubeBase) and holder.is_template_based:
-                rules.template_class(holder, holder.template)
+            check_settings(holder)
 
-    def _children(self, parent: etree._Element, tag: str, holder: Holder) -> Iterator[etree._Element]:
+    def _children(self, parent: Parent, tag: str, holder: Holder) -> Iterator[etree._Element]:
         """Yield the children of that tag; each is then the place where something can be refused."""
         for child in parent:
             self._at = child
             if child.tag == tag:
                 yield child
             else:
-                self._keep(holder, str(parent.tag), child)
+                self._keep(holder, _place(parent), child)
 
     def _keep(self, holder: Holder, place: str, element: etree._Element) -> None:
         """Keep an element that this version does not know, to be written again in the same place."""
@@ -279,24 +251,3 @@ class R4Reader:
         )
         if more:
             holder.foreign["@"] = more
-
-
-def read_assignment(devclass: str, element: etree._Element) -> Assignment:
-    """Return a device assignment with all its attributes and options."""
-    attributes = tuple((str(key), str(value)) for key, value in element.attrib.items())
-    options = tuple((option.get("name", ""), option.text or "") for option in element)
-    return Assignment(devclass, attributes, options)
-
-
-def read_volume(element: etree._Element) -> Volume:
-    """Return a volume. A flag that is not there is false, a number 0; attributes that are not known are kept."""
-    values = {str(key): str(value) for key, value in element.attrib.items()}
-    name, pool, vid = (values.pop(key, "") for key in ("name", "pool", "vid"))
-    if not pool or not vid:
-        raise StorageError(f"volume '{name[:80]}' has no pool or no vid")
-    rw, snap_on_start, save_on_stop = (BOOL.parse(values.pop(key, "") or "False") for key in _VOLUME_BOOLS)
-    size, revisions = (INT.parse(values.pop(key, "") or "0") for key in _VOLUME_INTS)
-    if size < 0:
-        raise StorageError(f"volume '{name[:80]}' has a negative size")
-    extra = tuple(values.items())
-    return Volume(name, pool, vid, size, rw, snap_on_start, save_on_stop, revisions, extra=extra)

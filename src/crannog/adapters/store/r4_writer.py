@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from xml.sax.saxutils import escape, quoteattr
+from html import escape
 
 from crannog.core.devices import Assignment
 from crannog.core.properties import Holder
@@ -21,8 +21,11 @@ _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML 1.0 document can hold, not even escaped (section 2.2 of its specification)."""
 
 _NEEDS_ESCAPE = re.compile("[&<>\r]")
-_RETURN = {"\r": "&#13;"}
+_RETURN = str.maketrans({"\r": "&#13;"})
 """A bare carriage return would be read back as a line feed."""
+
+_BLANKS = str.maketrans({"\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})
+"""In an attribute these would all be read back as blanks (XML 1.0, section 3.3.3)."""
 
 _FLAGS = ("rw", "save_on_stop", "snap_on_start")
 _FIXED = frozenset({"name", "uuid", "qid"})
@@ -129,8 +132,12 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8")
 
 
+def _quote(value: str) -> str:
+    return f'"{escape(value).translate(_BLANKS)}"'
+
+
 # The same few names and values come again and again, and escaping costs more than everything else here.
-_quoted = lru_cache(maxsize=4096)(quoteattr)
+_quoted = lru_cache(maxsize=4096)(_quote)
 
 
 def _attributes(values: Mapping[str, str]) -> str:
@@ -148,14 +155,14 @@ def _named(tag: str, name: str, text: str = "") -> str:
 
 @lru_cache(maxsize=4096)
 def _open(tag: str, name: str) -> str:
-    return f"<{tag} name={quoteattr(name)}"
+    return f"<{tag} name={_quote(name)}"
 
 
 def _close(opened: str, tag: str, text: str) -> str:
     if not text:
         return opened + "/>"
     if _NEEDS_ESCAPE.search(text):
-        text = escape(text, _RETURN)
+        text = escape(text, quote=False).translate(_RETURN)
     return f"{opened}>{text}</{tag}>"
 
 
@@ -182,7 +189,7 @@ def _devices(vm: QubeBase) -> list[str]:
     lines: list[str] = []
     for devclass in dict.fromkeys(device.devclass for device in vm.devices):
         devices = [_device(device) for device in vm.devices if device.devclass == devclass]
-        lines += _container(vm, "devices", devices, f" class={quoteattr(devclass)}")
+        lines += _container(vm, "devices", devices, f" class={_quote(devclass)}")
     return lines
 
 
@@ -196,7 +203,7 @@ def _volume(volume: Volume) -> str:
     """Return a volume as Qubes writes it: flags only where they are true."""
     flags = "".join([f' {name}="True"' for name in _FLAGS if getattr(volume, name)])
     return (
-        f"<volume name={_quoted(volume.name)} pool={_quoted(volume.pool)} vid={quoteattr(volume.vid)}"
+        f"<volume name={_quoted(volume.name)} pool={_quoted(volume.pool)} vid={_quote(volume.vid)}"
         f' size="{volume.size}" revisions_to_keep="{volume.revisions_to_keep}"{flags}'
         f"{_attributes(dict(volume.extra)) if volume.extra else ''}/>"
     )

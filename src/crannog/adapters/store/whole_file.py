@@ -25,8 +25,8 @@ def write_whole(
     """Write to a temporary file in the same folder, fsync, rename over the old file (rename(2)), fsync the folder.
 
     `before` is asked right before the rename and may refuse by raising; `take_old` gets the old file under its second
-    name and must take it away. Returns the new file's status. Raises OSError, or what `before` raises; then the old file
-    is in its place, and nothing else is left.
+    name and must take it away. Returns the new file's status. Raises OSError, or what `before` raises; then the old
+    file is in its place, and nothing else is left.
     """
     temporary, old = path + ".new", path + ".old"
     try:

@@ -1,8 +1,13 @@
 """XML as it comes from disk: parsed within bounds, without entities, or refused with line and reason."""
 
+import re
+from typing import cast
+
 from lxml import etree
 
 from crannog.errors import StorageError
+
+_PLACE = re.compile(r", line \d+, column \d+( \(.*\))?$")
 
 MAX_FILE_SIZE = 64 * 2**20
 """Bytes: several times what 10,000 VMs take."""
@@ -26,13 +31,20 @@ def parse(data: bytes) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
-        # lxml's reasons can have several lines.
-        raise StorageError(f"line {error.lineno or 0}: {' '.join(str(error.msg).split())}") from error
+        # lxml's reasons can have several lines, and end with the line's number.
+        reason = _PLACE.sub("", " ".join(str(error.msg).split()))
+        raise StorageError(f"line {error.lineno or 0}: {reason}") from error
     except ValueError as error:
         raise StorageError(f"line 0: {error}") from error
     if root.getroottree().docinfo.internalDTD is not None:
         raise StorageError(f"line {root.sourceline}: a document type definition is not allowed in it")
     return root
+
+
+def line_of(element: etree._Element) -> int:
+    """Return the line that an element stands in, 0 for one that was not read."""
+    line: int | None = cast("int | None", element.sourceline)
+    return line or 0
 
 
 def raw(element: etree._Element) -> str:

@@ -1,0 +1,83 @@
+"""The parts of a VM in the R4 format: its identity, volumes, devices, and what is asked of its settings."""
+
+from uuid import UUID, uuid5
+
+from lxml import etree
+
+from crannog.core import rules
+from crannog.core.devices import Assignment
+from crannog.core.kinds import BOOL, INT
+from crannog.core.properties import Holder
+from crannog.core.registry import Registry
+from crannog.core.virt_modes import find_mode
+from crannog.core.vms import QubeBase
+from crannog.core.volumes import Volume
+from crannog.errors import StorageError
+
+IDENTITY = ("name", "uuid", "qid")
+
+_NAMESPACE = UUID("6d8b1f5e-9a53-4b0c-8f0e-2d1c7a9e4b60")
+"""For the UUIDs of VMs whose file has none: the same at each reading."""
+
+# Asked again when it matters: a kernel or pool may come back, a template's mode is compared at each start, and who may
+# be a template for disposables is asked when one is made.
+_NOT_ASKED = frozenset(
+    {"name", "kernel", "default_kernel", "virt_mode", "template", "template_for_dispvms", "provides_network"}
+    | {"default_dispvm", "management_dispvm", "default_template", "default_pool", "default_pool_kernel"}
+    | {"default_pool_private", "default_pool_root", "default_pool_volatile"}
+)
+_VOLUME_BOOLS, _VOLUME_INTS = ("rw", "snap_on_start", "save_on_stop"), ("size", "revisions_to_keep")
+
+
+def identify(vm: QubeBase, ident: str) -> None:
+    """Give a VM what makes it addressable. `ident` is its element's id.
+
+    dom0 is the same always; another VM without a UUID gets one that follows from the rest. Raises StorageError.
+    """
+    values = vm.values
+    if vm is vm.registry.dom0:
+        fresh = Registry().dom0.values
+        if any(values.setdefault(name, fresh[name]) != fresh[name] for name in IDENTITY):
+            raise StorageError("dom0 cannot have another name, UUID or qid")
+        return
+    number = ident.removeprefix("domain-")
+    if "qid" not in values and number.isascii() and number.isdigit():
+        values["qid"] = int(number[:19])
+    values.setdefault("uuid", str(uuid5(_NAMESPACE, f"{values.get('qid')} {values.get('name')}")))
+    if str(UUID(vm.uuid)) != vm.uuid or not 0 < int(str(values.get("qid", 0))) < 2**31:
+        raise StorageError(f"VM '{values.get('name')}' has a malformed UUID or qid")
+
+
+def check_settings(holder: Holder) -> None:
+    """Ask of what a file says what is asked of a user, where it could do harm; raises what the rules raise."""
+    declared = holder.declared()
+    for name, value in holder.values.items():
+        check = declared[name].check
+        if check and name not in _NOT_ASKED:
+            check(holder, value)
+    if isinstance(holder, QubeBase):
+        if "virt_mode" in holder.values:
+            find_mode(str(holder.values["virt_mode"]))
+        if holder.is_template_based:
+            rules.template_class(holder, holder.template)
+
+
+def read_assignment(devclass: str, element: etree._Element) -> Assignment:
+    """Return a device assignment with all its attributes and options."""
+    attributes = tuple((str(key), str(value)) for key, value in element.attrib.items())
+    options = tuple((option.get("name", ""), option.text or "") for option in element)
+    return Assignment(devclass, attributes, options)
+
+
+def read_volume(element: etree._Element) -> Volume:
+    """Return a volume. A flag that is not there is false, a number 0; attributes that are not known are kept."""
+    values = {str(key): str(value) for key, value in element.attrib.items()}
+    name, pool, vid = (values.pop(key, "") for key in ("name", "pool", "vid"))
+    if not pool or not vid:
+        raise StorageError(f"volume '{name[:80]}' has no pool or no vid")
+    rw, snap_on_start, save_on_stop = (BOOL.parse(values.pop(key, "") or "False") for key in _VOLUME_BOOLS)
+    size, revisions = (INT.parse(values.pop(key, "") or "0") for key in _VOLUME_INTS)
+    if size < 0:
+        raise StorageError(f"volume '{name[:80]}' has a negative size")
+    extra = tuple(values.items())
+    return Volume(name, pool, vid, size, rw, snap_on_start, save_on_stop, revisions, extra=extra)
