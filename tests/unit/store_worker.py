@@ -155,7 +155,7 @@ def start(work: Work) -> Process:
             os.close(report)
             work(orders, reports)
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, the child ends here
             os.write(2, traceback.format_exc().encode())
         finally:
             os._exit(code)

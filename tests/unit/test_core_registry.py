@@ -268,7 +268,7 @@ def test_the_clone_of_a_disposable_gets_a_number_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("source", "klass", "words"),
     [
-        ("debian", "AppVM", "a AppVM needs a template"),
+        ("debian", "AppVM", "AppVM needs a template"),
         ("dvm", "DispVM", "which debian is not"),
         ("dvm", "AdminVM", "VMs of class 'AdminVM' cannot be created"),
         ("dvm", "nonsense", "VMs of class 'nonsense' cannot be created"),

@@ -4,6 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -178,9 +179,7 @@ def test_notes_are_not_in_the_file(tmp_path: Path) -> None:
     assert store.notes(store.load().find_vm("work").uuid) == "a secret\nof two lines"
 
 
-LEGAL = st.characters(
-    exclude_categories=("Cs",), exclude_characters=[chr(n) for n in range(32) if n not in (9, 10, 13)]
-)
+LEGAL = st.characters(exclude_categories=["Cs"], exclude_characters=[chr(n) for n in range(32) if n not in (9, 10, 13)])
 LEGAL_TEXT = st.text(LEGAL.filter(lambda char: char not in "\ufffe\uffff"), max_size=20)
 PAIRS = st.dictionaries(LEGAL_TEXT.filter(bool), LEGAL_TEXT, max_size=4)
 
@@ -198,7 +197,7 @@ def test_any_text_that_xml_can_hold_comes_back(features: dict[str, str], options
     assert write(again(registry)) == write(registry)
 
 
-@pytest.mark.parametrize("char", ["\0", "\x01", "\x0b", "\x1f", "\ud800", "\udfff", "\ufffe", "\uffff"])
+@pytest.mark.parametrize("char", ["\0", "\x01", "\x0b", "\x1f", "\ud800", "\ufffe", "\uffff"])
 def test_text_that_xml_cannot_hold_is_not_saved(tmp_path: Path, char: str) -> None:
     store = FileStore(str(tmp_path / "qubes.xml"), str(tmp_path / "kernels"))
     registry = full_registry()
@@ -254,7 +253,8 @@ PLACES = """<?xml version='1.0' encoding='utf-8'?>
         <tag name="t"{tag-attribute}/>{tags}
       </tags>
       <volume-config{volumes-attribute}>
-        <volume name="root" pool="p" vid="v" size="1" revisions_to_keep="0" rw="True"{volume-attribute}>{volume}</volume>{volumes}
+        <volume name="r" pool="p" vid="v" size="1" revisions_to_keep="0" rw="True"{volume-attribute}>{volume}</volume>
+        {volumes}
       </volume-config>
       {vm}
     </domain>
@@ -263,8 +263,8 @@ PLACES = """<?xml version='1.0' encoding='utf-8'?>
 </qubes>
 """
 UNKNOWN = (
-    '<odd a="1" b="&lt;&amp;&gt;&quot;\'&#9;&#10;&#13;">text &lt;&amp;&gt;&#13; \u20ac<inner xmlns:y="urn:y" y:z="1"> <leaf/> '
-    "</inner> after</odd>"
+    '<odd a="1" b="&lt;&amp;&gt;&quot;\'&#9;&#10;&#13;">text &lt;&amp;&gt;&#13; \u20ac'
+    '<inner xmlns:y="urn:y" y:z="1"> <leaf/> </inner> after</odd>'
 )
 UNKNOWN_PROPERTY = '<property name="odd" ref="domain-7" a="1">what\n ever</property>'
 COMPUTED_PROPERTY = '<property name="{}">what ever</property>'
@@ -350,19 +350,19 @@ def test_the_document_is_otherwise_what_is_written() -> None:
     assert all(vm.foreign == {} for vm in registry)
 
 
-@pytest.mark.parametrize(("place", "filling"), ALL_PLACES)
+@pytest.mark.parametrize(("place", "filling"), ALL_PLACES, ids=[f"{n}-{p[0]}" for n, p in enumerate(ALL_PLACES)])
 def test_what_is_unknown_is_carried_along(place: str, filling: str) -> None:
     data = filled(place, filling)
     assert facts(data) != facts(filled())
     check_carried(data)
 
 
-@pytest.mark.parametrize(("place", "filling"), sorted(LOST_PLACES.items()))
+@pytest.mark.parametrize("place", LOST_PLACES)
 @pytest.mark.xfail(
     reason="unknown attributes of known leaves, and elements in <pool> and <volume>, get lost", strict=True
 )
-def test_what_is_unknown_in_small_places_is_carried_along(place: str, filling: str) -> None:
-    data = filled(place, filling)
+def test_what_is_unknown_in_small_places_is_carried_along(place: str) -> None:
+    data = filled(place, LOST_PLACES[place])
     assert facts(data) != facts(filled())
     check_carried(data)
 
@@ -459,8 +459,10 @@ QUBES = """<qubes>
       </tags>
       <volume-config>
         <volume name="root" pool="vm-pool" vid="qubes_dom0/vm-default-dvm-root" snap_on_start="True"/>
-        <volume name="private" pool="vm-pool" vid="qubes_dom0/vm-default-dvm-private" size="2147483648" save_on_stop="True" rw="True" revisions_to_keep="2"/>
-        <volume name="volatile" pool="vm-pool" vid="qubes_dom0/vm-default-dvm-volatile" size="10737418240" rw="True" ephemeral="True"/>
+        <volume name="private" pool="vm-pool" vid="qubes_dom0/vm-default-dvm-private" size="2147483648"
+          save_on_stop="True" rw="True" revisions_to_keep="2"/>
+        <volume name="volatile" pool="vm-pool" vid="qubes_dom0/vm-default-dvm-volatile" size="10737418240"
+          rw="True" ephemeral="True"/>
         <volume name="kernel" pool="linux-kernel" vid="6.6.54-1"/>
       </volume-config>
     </domain>
@@ -723,7 +725,7 @@ def _devices(registry: Registry, vm: LocalVM, number: int) -> None:
 
 
 def _volume(vm: LocalVM, number: int) -> None:
-    volume = vm.volumes["private"]
+    volume = vm.volumes.get("private", Volume("private", "p", "v", 1))
     changes: list[dict[str, int | bool | str | tuple[tuple[str, str], ...]]] = [
         {"size": number}, {"rw": not volume.rw}, {"pool": f"p{number}"}, {"extra": (("odd", str(number)),)},
         {"save_on_stop": not volume.save_on_stop}, {"revisions_to_keep": number},
@@ -818,7 +820,7 @@ def started() -> Registry:
     return registry
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(OPERATIONS)
 def test_any_sequence_of_operations_comes_back(operations: Operations) -> None:
     """An operation is refused and then has changed nothing, or is made; what is made comes back."""
@@ -835,7 +837,7 @@ def test_any_sequence_of_operations_comes_back(operations: Operations) -> None:
     assert write(loaded) == write(registry)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(OPERATIONS, st.sets(st.integers(0, 24)))
 def test_a_writer_that_remembers_writes_what_a_fresh_one_does(operations: Operations, saves: set[int]) -> None:
     registry, writer = started(), R4Writer()
@@ -867,11 +869,11 @@ def test_a_writer_that_has_learned_means_what_a_fresh_one_does(
 def test_each_operation_can_be_made(operation: str) -> None:
     """Guards the tests above: an operation that is always refused would show nothing."""
     outcomes = set()
-    for number in range(40):
+    for index, number in product(range(3), range(60, 80)):
         registry = started()
         _new_label(registry, 8)
         try:
-            apply(registry, (operation, number, number))
+            apply(registry, (operation, index, number))
         except CrannogError:
             outcomes.add("refused")
         else:

@@ -62,5 +62,6 @@ def _make_home(paths: Paths) -> None:
     try:
         os.makedirs(paths.home, mode=0o700, exist_ok=True)
         provide_short_path(paths.home)
+        os.makedirs(paths.pools, mode=0o700, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{paths.home} cannot be used: {error.strerror} ({error.filename})") from error

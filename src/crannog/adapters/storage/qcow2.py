@@ -86,6 +86,7 @@ class Qcow2Pool:
         content, half_made = self._next_content(volume), self._base(volume.vid) + _HALF_MADE_FILE
         try:
             os.stat(source)
+            os.makedirs(os.path.dirname(half_made), mode=0o700, exist_ok=True)  # a VM that was brought over has none
             await run_tool(purpose, *command, source, half_made)
             os.chmod(half_made, 0o600)
             self._sync(half_made)

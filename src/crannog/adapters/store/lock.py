@@ -62,7 +62,7 @@ class StoreLock:
                 return
             time.sleep(_GLANCE / 5)
         raise DaemonError(
-            f"crannogd runs for {os.path.dirname(self.path)} ({self._holder(descriptor)}), and it owns the store; "
+            f"{self._holder(descriptor)} runs for {os.path.dirname(self.path)} and owns the store; "
             f"stop it with 'crannog daemon stop', or let it do the work: leave out --offline where you gave it"
         )
 
