@@ -137,10 +137,12 @@ class Process:
         return os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
+        """End it if it has not ended; may be called again."""
         if not self.is_ended:
             self.kill()
-        os.close(self.orders)
-        os.close(self.report)
+        for descriptor in {self.orders, self.report} - {-1}:
+            os.close(descriptor)
+        self.orders = self.report = -1
 
 
 def start(work: Work) -> Process:
@@ -174,12 +176,16 @@ def await_order(orders: int) -> None:
         os._exit(2)
 
 
-def load_and_measure(make: Callable[[], bytes]) -> Work:
-    """Return work that reads a document and reports CPU seconds, growth of memory in MiB, and what became of it."""
+def load_and_measure(make: Callable[[], bytes], seconds: int) -> Work:
+    """Return work that reads a document and reports CPU seconds, growth of memory in MiB, and what became of it.
+
+    The kernel ends it when it takes much more CPU time than `seconds`.
+    """
 
     def work(_orders: int, report: int) -> None:
         data = make()
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 8, int(time.process_time()) + 8))
+        limit = int(time.process_time()) + seconds + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         memory, before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         try:
             qubes_xml.from_bytes(data, set(KERNELS))

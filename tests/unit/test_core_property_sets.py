@@ -248,13 +248,13 @@ def test_the_management_template_comes_from_the_template_first_then_from_the_glo
 def test_everything_that_an_appvm_could_inherit_is_in_the_table() -> None:
     """Whatever else the template says, the AppVM's value is its own."""
     template, app = template_and_app(new_registry())
-    tried = {name: p for name, p in app.declared().items() if name in template.declared() and not p.is_readonly}
+    shared = [p for name, p in app.declared().items() if name in template.declared() and not p.is_readonly]
     inherited = {name for name, source, _ in FROM_TEMPLATE if name == source} | {"management_dispvm"}
-    for name in set(tried) - {"virt_mode", "kernel"}:  # those are looked up
-        before = text_of(app, name)
-        template.values[name] = template if tried[name].kind.is_reference else template.registry.labels["blue"]
+    for name, kind in [(p.name, p.kind) for p in shared if p.name not in ("name", "virt_mode", "kernel")]:
+        before, of_template = text_of(app, name), template.state()
+        template.values[name] = template if kind.is_reference else template.registry.labels["blue"]
         is_inherited = text_of(app, name) != before
-        del template.values[name]
+        template.restore(of_template)
         assert is_inherited is (name in inherited), name
 
 

@@ -361,7 +361,7 @@ async def test_a_folder_that_is_there_is_never_removed(world: World) -> None:
     write_private(world, "alone", b"mine")
     world.editor.set_property(old, "name", "older")
     world.uuids = iter([old.uuid[:-1] + "9"])
-    with pytest.raises(StorageError, match="File exists|cannot be made"):
+    with pytest.raises(StorageError, match="cannot be made"):
         await world.create("StandaloneVM", "alone")
     assert read(world, old, "private") == b"mine"
 
@@ -557,8 +557,7 @@ async def test_what_changes_while_a_clone_is_made_does_not_spoil_the_store(
 
 async def test_a_template_that_goes_while_its_vm_is_made_takes_the_vm_with_it(world: World) -> None:
     other = await world.clone("debian", "other")
-    hooked = world.pool.hooks
-    hooked["create"] = lambda: (hooked.clear(), world.registry.remove(other))
+    world.pool.hooks["create"] = lambda: world.registry.remove(other)
     with pytest.raises(VMNotFoundError):
         await world.create("AppVM", "new", "other")
     assert "new" not in names(world)

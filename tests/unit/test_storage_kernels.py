@@ -1,11 +1,16 @@
 """Pool linux-kernel: a kernel is added whole or not at all, and never outside its folder."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from crannog.adapters.storage import kernels
 from crannog.adapters.storage.kernels import KernelPool
-from crannog.errors import CrannogError, StorageError
+from crannog.adapters.store.file import FileStore
+from crannog.errors import CrannogError, StorageError, ValueRefusedError
 
 FILES = ("vmlinuz", "initramfs")
 
@@ -82,3 +87,75 @@ def test_a_missing_kernel_is_named_with_the_next_step(pool: KernelPool, name: st
     with pytest.raises(CrannogError) as caught:
         pool.files(name)
     assert f"'{name}'" in str(caught.value)
+
+
+async def test_a_removed_kernel_is_gone_and_others_stay(pool: KernelPool, source: Path) -> None:
+    for name in ("6.1", "6.10"):
+        await pool.add(name, str(source))
+    await pool.remove("6.1")
+    assert entries(pool) == ["6.10"]
+    assert pool.files("6.10")
+    with pytest.raises(StorageError, match=r"kernel '6\.1' is missing"):
+        pool.files("6.1")
+    await pool.add("6.1", str(source))
+    assert pool.files("6.1")
+
+
+async def test_removing_what_is_not_there_is_no_error(pool: KernelPool, source: Path) -> None:
+    await pool.remove("6.1")
+    await pool.add("6.1", str(source))
+    await pool.remove("6.2")
+    assert entries(pool) == ["6.1"]
+
+
+async def test_a_kernel_is_never_there_by_half(pool: KernelPool, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a crash leaves while a kernel is deleted is no kernel, and goes with the next removal."""
+    await pool.add("6.1", str(source))
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "shutil", Crashing())
+        with pytest.raises(ZeroDivisionError):
+            await pool.remove("6.1")
+    left = entries(pool)
+    assert all(name.startswith(".") for name in left)
+    assert FileStore("/absent", pool.folder).kernels() == set()
+    await pool.add("6.1", str(source))
+    await pool.remove("6.1")
+    assert entries(pool) == []
+
+
+class Crashing:
+    """A shutil in whose rmtree the power fails, but where a leftover may be missing."""
+
+    @staticmethod
+    def rmtree(path: str, *, ignore_errors: bool = False) -> None:
+        del path
+        if not ignore_errors:
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("failing", ["rename", "rmtree"])
+async def test_a_kernel_that_cannot_be_deleted_is_named(
+    pool: KernelPool, source: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pool.add("6.1", str(source))
+    with monkeypatch.context() as patch:
+        patch.setattr(os if failing == "rename" else shutil, failing, refuse)
+        with pytest.raises(StorageError, match=r"kernel 6\.1 cannot be deleted: Permission denied"):
+            await pool.remove("6.1")
+    assert (entries(pool) == ["6.1"]) is (failing == "rename")
+
+
+def refuse(*_arguments: object, ignore_errors: bool = False) -> None:
+    if not ignore_errors:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".old-6.1", "../vm-pool", "a/b", "/etc", "6.1/..", "6.1\n"])
+async def test_a_removal_never_leaves_the_pool(pool: KernelPool, source: Path, name: str) -> None:
+    await pool.add("6.1", str(source))
+    other = Path(pool.folder).parent / "vm-pool"
+    other.mkdir()
+    with pytest.raises(ValueRefusedError, match="cannot be the name of a kernel"):
+        await pool.remove(name)
+    assert entries(pool) == ["6.1"]
+    assert other.is_dir()

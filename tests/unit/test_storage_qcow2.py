@@ -1,5 +1,6 @@
 """Driver qcow2 with the real qemu-img: one-layer semantics, revisions, imports, and failures that leave nothing."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -351,3 +352,128 @@ async def test_claimed_volumes_are_never_deleted(pool: Qcow2Pool) -> None:
     await pool.claim((PRIVATE,))
     assert await pool.recover(frozenset()) == []
     assert os.path.exists(pool.locate(PRIVATE).path)
+
+
+COPY = Volume("root", "vm-pool", "copy-3/root", 4096, save_on_stop=True)
+COPIED_TEMPLATE = Volume("root", "vm-pool", "other-4/root", 4096, save_on_stop=True, revisions_to_keep=1)
+
+
+async def test_a_clone_has_the_content_and_the_size_of_its_source(filled: Qcow2Pool) -> None:
+    await filled.create((COPY,))
+    source = Path(filled.newest(TEMPLATE.vid).path)
+    cloned = await filled.clone(TEMPLATE, COPY)
+    path = Path(filled.locate(COPY).path)
+    assert (cloned.size, cloned.vid, cloned.source) == (SIZE, COPY.vid, "")
+    assert path.read_bytes() == source.read_bytes() == b"t" * SIZE
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_ino != source.stat().st_ino
+
+
+async def test_a_clone_and_its_source_go_their_own_ways(filled: Qcow2Pool) -> None:
+    target = Volume("private", "vm-pool", "copy-3/private", SIZE, save_on_stop=True)
+    await filled.create((target,))
+    write(filled.locate(PRIVATE), "p")
+    await filled.clone(PRIVATE, target)
+    write(filled.locate(PRIVATE), "q")
+    assert holds(filled.locate(target), "p")
+    write(filled.locate(target), "r")
+    assert holds(filled.locate(PRIVATE), "q")
+
+
+async def test_a_clone_keeps_the_holes(filled: Qcow2Pool) -> None:
+    path = Path(filled.locate(PRIVATE).path)
+    path.write_bytes(b"start")
+    os.truncate(path, 2**30)
+    await filled.create((COPY,))
+    assert (await filled.clone(PRIVATE, COPY)).size == 2**30
+    status = os.stat(filled.locate(COPY).path)
+    assert (status.st_size, status.st_blocks * 512 < 2**20) == (2**30, True)
+
+
+async def add_revisions(pool: Qcow2Pool, letters: str) -> None:
+    for letter in letters:
+        await pool.start(TEMPLATE)
+        write(pool.locate(TEMPLATE), letter)
+        await pool.stop(TEMPLATE)
+
+
+async def test_a_clone_of_layers_is_one_image_that_stands_alone(filled: Qcow2Pool) -> None:
+    await add_revisions(filled, "ab")
+    assert filled.newest(TEMPLATE.vid).format == "qcow2"
+    await filled.create((COPY,))
+    assert (await filled.clone(TEMPLATE, COPY)).size == SIZE
+    await filled.remove((TEMPLATE,))
+    location = filled.newest(COPY.vid)
+    assert (location.format, holds(location, "b")) == ("raw", True)
+    assert Path(location.path).read_bytes()[:65536] == b"t" * 65536
+
+
+async def test_what_a_session_has_written_so_far_is_not_cloned(filled: Qcow2Pool) -> None:
+    await add_revisions(filled, "a")
+    await filled.start(TEMPLATE)
+    write(filled.locate(TEMPLATE), "x")
+    await filled.create((COPY,))
+    await filled.clone(TEMPLATE, COPY)
+    assert holds(filled.locate(COPY), "a")
+
+
+async def test_a_cloned_template_starts_with_one_revision_and_goes_on(filled: Qcow2Pool) -> None:
+    await add_revisions(filled, "a")
+    await filled.create((COPIED_TEMPLATE,))
+    await filled.clone(TEMPLATE, COPIED_TEMPLATE)
+    assert [name for name in files(filled) if name.startswith("other-4/root")] == ["other-4/root.2.img"]
+    await filled.start(COPIED_TEMPLATE)
+    assert holds(filled.locate(COPIED_TEMPLATE), "a")
+    write(filled.locate(COPIED_TEMPLATE), "n")
+    await filled.stop(COPIED_TEMPLATE)
+    assert holds(filled.newest(COPIED_TEMPLATE.vid), "n")
+    assert holds(filled.newest(TEMPLATE.vid), "a")
+
+
+async def test_a_clone_of_what_is_empty_is_empty(pool: Qcow2Pool) -> None:
+    await pool.create((TEMPLATE,))
+    await pool.create((COPIED_TEMPLATE,))
+    assert (await pool.clone(TEMPLATE, COPIED_TEMPLATE)).size == SIZE
+    content = Path(pool.newest(COPIED_TEMPLATE.vid).path)
+    assert (content.stat().st_size, content.stat().st_blocks) == (SIZE, 0)
+
+
+async def test_a_clone_of_what_has_no_content_changes_nothing(filled: Qcow2Pool) -> None:
+    await filled.create((COPY,))
+    before = files(filled)
+    with pytest.raises(StorageError, match="volume gone-9/root of pool vm-pool has no content"):
+        await filled.clone(Volume("root", "vm-pool", "gone-9/root", SIZE), COPY)
+    assert files(filled) == before
+
+
+async def test_a_damaged_source_is_named_and_nothing_half_made_stays(filled: Qcow2Pool) -> None:
+    await add_revisions(filled, "a")
+    await filled.create((COPY,))
+    Path(filled.newest(TEMPLATE.vid).path).write_bytes(b"nonsense")
+    before = files(filled), Path(filled.locate(COPY).path).read_bytes()
+    with pytest.raises(StorageError, match="volume debian-1/root cannot be copied to copy-3/root: qemu-img: "):
+        await filled.clone(TEMPLATE, COPY)
+    assert (files(filled), Path(filled.locate(COPY).path).read_bytes()) == before
+
+
+async def test_a_cancelled_clone_leaves_nothing_half_made(filled: Qcow2Pool) -> None:
+    await add_revisions(filled, "a")
+    await filled.create((COPY,))
+    before = files(filled)
+    cloning = asyncio.ensure_future(filled.clone(TEMPLATE, COPY))
+    await asyncio.sleep(0)
+    cloning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cloning
+    assert files(filled) == before
+
+
+async def test_a_clone_on_a_full_disk_leaves_nothing_half_made(tiny_disk: Path) -> None:
+    pool = Qcow2Pool("vm-pool", str(tiny_disk / "pool"))
+    await pool.create((LAYER, PRIVATE))
+    await pool.create((COPY,))
+    Path(pool.locate(PRIVATE).path).write_bytes(os.urandom(150 * 1024))
+    before = files(pool)
+    with pytest.raises(StorageError, match=r"cannot be copied to copy-3/root: .*No space left on device; free some"):
+        await pool.clone(PRIVATE, COPY)
+    assert files(pool) == before

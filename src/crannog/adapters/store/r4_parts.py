@@ -1,5 +1,6 @@
 """The parts of a VM in the R4 format: its identity, volumes, devices, and what is asked of its settings."""
 
+import re
 from uuid import UUID, uuid5
 
 from lxml import etree
@@ -26,7 +27,8 @@ _NOT_ASKED = frozenset(
     | {"default_dispvm", "management_dispvm", "default_template", "default_pool", "default_pool_kernel"}
     | {"default_pool_private", "default_pool_root", "default_pool_volatile"}
 )
-_VOLUME_BOOLS, _VOLUME_INTS = ("rw", "snap_on_start", "save_on_stop"), ("size", "revisions_to_keep")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_VOLUME_KEYS = frozenset({"name", "pool", "vid", "size", "rw", "snap_on_start", "save_on_stop", "revisions_to_keep"})
 
 
 def identify(vm: QubeBase, ident: str) -> None:
@@ -43,8 +45,9 @@ def identify(vm: QubeBase, ident: str) -> None:
     number = ident.removeprefix("domain-")
     if "qid" not in values and number.isascii() and number.isdigit():
         values["qid"] = int(number[:19])
-    values.setdefault("uuid", str(uuid5(_NAMESPACE, f"{values.get('qid')} {values.get('name')}")))
-    if str(UUID(vm.uuid)) != vm.uuid or not 0 < int(str(values.get("qid", 0))) < 2**31:
+    if "uuid" not in values:
+        values["uuid"] = str(uuid5(_NAMESPACE, f"{values.get('qid')} {values.get('name')}"))
+    if not _UUID.fullmatch(vm.uuid) or not 0 < int(str(values.get("qid", 0))) < 2**31:
         raise StorageError(f"VM '{values.get('name')}' has a malformed UUID or qid")
 
 
@@ -71,13 +74,17 @@ def read_assignment(devclass: str, element: etree._Element) -> Assignment:
 
 def read_volume(element: etree._Element) -> Volume:
     """Return a volume. A flag that is not there is false, a number 0; attributes that are not known are kept."""
-    values = {str(key): str(value) for key, value in element.attrib.items()}
-    name, pool, vid = (values.pop(key, "") for key in ("name", "pool", "vid"))
+    get = element.get
+    name, pool, vid = get("name", ""), get("pool", ""), get("vid", "")
     if not pool or not vid:
         raise StorageError(f"volume '{name[:80]}' has no pool or no vid")
-    rw, snap_on_start, save_on_stop = (BOOL.parse(values.pop(key, "") or "False") for key in _VOLUME_BOOLS)
-    size, revisions = (INT.parse(values.pop(key, "") or "0") for key in _VOLUME_INTS)
+    size, revisions = INT.parse(get("size") or "0"), INT.parse(get("revisions_to_keep") or "0")
     if size < 0:
         raise StorageError(f"volume '{name[:80]}' has a negative size")
-    extra = tuple(values.items())
-    return Volume(name, pool, vid, size, rw, snap_on_start, save_on_stop, revisions, extra=extra)
+    rw, snap, save = _flag(get("rw")), _flag(get("snap_on_start")), _flag(get("save_on_stop"))
+    extra = tuple((str(key), str(value)) for key, value in element.attrib.items() if key not in _VOLUME_KEYS)
+    return Volume(name, pool, vid, size, rw, snap, save, revisions, extra=extra)
+
+
+def _flag(text: str | None) -> bool:
+    return BOOL.parse(text) if text else False
