@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crannog.adapters.store import file
+from crannog.adapters.store import file as store_file
 from crannog.api.framing import Request
 from crannog.api.server import Server
 from crannog.api.table import find_method
@@ -64,7 +64,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    return lambda: monkeypatch.setattr(file, "write_whole", refuse)
+    return lambda: monkeypatch.setattr(store_file, "write_whole", refuse)
 
 
 async def test_a_created_vm_is_listed_and_saved(inside: Inside) -> None:

@@ -8,10 +8,23 @@ from crannog.errors import CrannogError, from_wire
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CrannogError)]
 # Names of classes in the Admin API's client (Admin API, section 3) that are not errors of Crannog's own.
 CLIENT_NAMES = {
-    "QubesException", "QubesVMNotFoundError", "QubesVMError", "QubesVMInUseError", "QubesVMNotRunningError",
-    "QubesVMNotHaltedError", "QubesVMShutdownTimeoutError", "QubesValueError", "QubesNoSuchPropertyError",
-    "QubesFeatureNotFoundError", "ProtocolError", "PermissionDenied", "StoragePoolException",
-    "QubesDaemonCommunicationError", "QubesPropertyValueError", "QubesTagNotFoundError", "QubesLabelNotFoundError",
+    "QubesException",
+    "QubesVMNotFoundError",
+    "QubesVMError",
+    "QubesVMInUseError",
+    "QubesVMNotRunningError",
+    "QubesVMNotHaltedError",
+    "QubesVMShutdownTimeoutError",
+    "QubesValueError",
+    "QubesNoSuchPropertyError",
+    "QubesFeatureNotFoundError",
+    "ProtocolError",
+    "PermissionDenied",
+    "StoragePoolException",
+    "QubesDaemonCommunicationError",
+    "QubesPropertyValueError",
+    "QubesTagNotFoundError",
+    "QubesLabelNotFoundError",
 }
 # Names that only servers know: clients show such an error as a QubesException.
 SERVER_NAMES = {"QubesLabelInUseError"}  # fmt: skip

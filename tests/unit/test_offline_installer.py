@@ -1,4 +1,4 @@
-"""Offline mode where libvirt is not installed, as in an installer's environment: only Python, lxml and Crannog are there."""
+"""Offline mode where libvirt is not installed, as in an installer's environment: only Python, lxml and Crannog."""
 
 import os
 import subprocess
@@ -23,11 +23,12 @@ class Bare:
     def __init__(self, folder: Path) -> None:
         self.home = folder / "home"
         packages = folder / "packages"
-        packages.mkdir()
+        (packages / "bin").mkdir(parents=True)
+        (packages / "bin" / "cp").symlink_to("/bin/cp")
         for module in (lxml, crannog):
             source = Path(str(module.__file__)).parent
             (packages / source.name).symlink_to(source)
-        self._env = {"PYTHONPATH": str(packages), "CRANNOG_HOME": str(self.home), "PATH": ""}
+        self._env = {"PYTHONPATH": str(packages), "CRANNOG_HOME": str(self.home), "PATH": str(packages / "bin")}
 
     def python(self, code: str, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a piece of Python there."""
@@ -66,7 +67,7 @@ def test_every_settings_tool_works(bare: Bare) -> None:
     bare.run("qvm-remove", "--force", "work")
     assert bare.run("qvm-ls", "--raw-data", "--fields", "name,state,label,memory,template").splitlines() == [
         "dom0|Running|black|-|-",
-        "debian|Halted|red|400|",
+        "debian|Halted|red|400|-",
         "play|Halted|blue|512|debian",
     ]
     assert bare.run("qvm-features", "play").split() == ["menu", "one", "two", "service.cups", "1"]
@@ -75,4 +76,6 @@ def test_every_settings_tool_works(bare: Bare) -> None:
     assert bare.run("qvm-notes", "play") == "remember\n"
     assert bare.run("qubes-prefs", "default_template") == "debian\n"
     left = {entry.name for entry in os.scandir(bare.home)}
-    assert left == {"qubes.xml", "qubes.xml.lock", "history", "notes", "pools"}, "no socket, no log, nothing of a daemon"
+    assert left == {"qubes.xml", "qubes.xml.lock", "history", "notes", "pools"}, (
+        "no socket, no log, nothing of a daemon"
+    )

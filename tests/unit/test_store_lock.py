@@ -244,6 +244,22 @@ def test_what_a_dead_daemon_wrote_frightens_nobody(path: str, begin: Begin) -> N
     assert waiting.read_line() == "held"
 
 
+@pytest.mark.xfail(reason="a holder that has not signed within 10 ms is taken for the daemon of before", strict=True)
+def test_a_holder_that_is_slow_to_sign_is_not_taken_for_a_dead_daemon(path: str, begin: Begin) -> None:
+    """It was stopped, or had no processor, between taking the lock and signing."""
+    holder(begin, path, DAEMON).kill()
+
+    def work(orders: int, report: int) -> None:
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            say(report, "held")
+            await_order(orders)
+
+    assert begin(work).read_line() == "held"
+    with pytest.raises(StorageError, match="has been working"):
+        StoreLock(path).acquire("another", 0.2)
+
+
 def test_a_link_in_its_place_is_not_followed(path: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")

@@ -74,7 +74,7 @@ def test_a_disposable_shows_its_appvm_and_keeps_nothing(shared_home: Home, sourc
         shared_home.ok("qvm-shutdown", "--wait", "once")
         shared_home.ok("qvm-start", "--wait", "once")
         assert shared_home.ok("qvm-run", "once", "cat /rw/file") == "kept\n"
-        assert "in use by once" in shared_home.fails(4, "qvm-prefs", source, "template_for_dispvms", "False")
+        assert "disposables of once" in shared_home.fails(4, "qvm-prefs", source, "template_for_dispvms", "False")
     finally:
         shared_home.run("qvm-kill", "once")
         shared_home.ok("qvm-remove", "--force", "once")

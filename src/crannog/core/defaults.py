@@ -18,6 +18,8 @@ LINUX_GROWTH = 10
 MAXMEM = 4000
 """MiB, for guests that are not known to be Linux."""
 KEYBOARD = "us++"
+MAX_MEMORY = 2**24
+"""MiB."""
 _BALANCER = "service.meminfo-writer"
 
 Compute = Callable[["QubeBase"], object]
@@ -44,10 +46,10 @@ def from_global(name: str) -> Callable[[QubeBase], object]:
 
 
 def virt_mode(vm: LocalVM) -> object:
-    """Return the template's mode, else pvh; a VM that is given PCI devices needs a full machine."""
-    if any(device.devclass == "pci" for device in vm.devices):
-        return "hvm"
-    return vm.template.get("virt_mode") if vm.template else "pvh"
+    """Return the template's mode, else pvh; but a VM of its own that is given PCI devices needs a full machine."""
+    if vm.template:
+        return vm.template.get("virt_mode")
+    return "hvm" if any(device.devclass == "pci" for device in vm.devices) else "pvh"
 
 
 def kernel(vm: LocalVM) -> object:
@@ -71,10 +73,10 @@ def maxmem(vm: LocalVM) -> object:
     if not is_balanced(vm):
         return memory
     if vm.template and not vm.template.is_default("maxmem"):
-        return vm.template.get("maxmem")
+        return max(memory, vm.template.get("maxmem"))
     most = memory * LINUX_GROWTH if find_feature(vm, "os", via="template") == "Linux" else MAXMEM
     host = vm.registry.host.memory // 2
-    return max(memory, min(most, host) if host else most)
+    return max(memory, min(most, host, MAX_MEMORY) if host else min(most, MAX_MEMORY))
 
 
 def netvm(vm: LocalVM) -> object:
@@ -82,10 +84,25 @@ def netvm(vm: LocalVM) -> object:
     return None if vm.get("provides_network") else vm.registry.get("default_netvm")
 
 
+def served_by(name: str) -> Callable[[LocalVM], object]:
+    """Return the default of `guivm` or `audiovm`: the global one; dom0 for the very VM that serves the others."""
+
+    def compute(vm: LocalVM) -> object:
+        server = vm.registry.get(f"default_{name}")
+        return vm.registry.dom0 if server is vm else server
+
+    return compute
+
+
 def keyboard_layout(vm: LocalVM) -> object:
-    """Return the layout of the VM that shows this one's windows."""
-    shower = vm.get("guivm")
-    return shower.get("keyboard_layout") if shower is not None and shower is not vm else KEYBOARD
+    """Return the layout of the VM that shows this one's windows, over any steps."""
+    seen, shower = {vm.uuid}, vm.get("guivm")
+    while shower is not None and shower.uuid not in seen and "keyboard_layout" in shower.declared():
+        if "keyboard_layout" in shower.values or "guivm" not in shower.declared():
+            return shower.get("keyboard_layout")
+        seen.add(shower.uuid)
+        shower = shower.get("guivm")
+    return KEYBOARD
 
 
 def bootmode(vm: LocalVM) -> object:

@@ -31,17 +31,25 @@ def property_set(holder: Holder, declared: Property, new: Any, old: Any, *, has_
     """Return what is told when a property gets a value."""
     subject, name = subject_of(holder), declared.name
     arguments = {"name": name, "newvalue": str(new)} | ({"oldvalue": str(old)} if has_old else {})
-    told = [Event(subject, f"property-{when}:{name}", arguments) for when in ("pre-set", "set")]
-    if name == "label":
-        told.append(Event(subject, "property-reset:icon", {"name": "icon"}))
-    return told
+    return [Event(subject, f"property-{when}:{name}", arguments) for when in ("pre-set", "set")] + _icon(subject, name)
 
 
 def property_reset(holder: Holder, declared: Property, old: Any) -> list[Event]:  # noqa: ANN401
     """Return what is told when a property goes back to its default."""
     subject, name = subject_of(holder), declared.name
     arguments = {"name": name, "oldvalue": str(old)}
-    return [Event(subject, f"property-{when}:{name}", arguments) for when in ("pre-reset", "pre-del", "reset", "del")]
+    whens = ("pre-reset", "pre-del", "reset", "del")
+    return [Event(subject, f"property-{when}:{name}", arguments) for when in whens] + _icon(subject, name)
+
+
+def _icon(subject: str, name: str) -> list[Event]:
+    """Return what is told besides when a label changes: the icon follows it."""
+    return [Event(subject, "property-reset:icon", {"name": "icon"})] if name == "label" else []
+
+
+def vm_renamed(old: str, new: str) -> list[Event]:
+    """Return what is told after a VM's new name, so that lists by name are right: one has gone, one has come."""
+    return [Event("", "domain-delete", {"vm": old}), Event("", "domain-add", {"vm": new})]
 
 
 def default_changed(holder: Holder, name: str, new: Any, old: Any) -> list[Event]:  # noqa: ANN401
@@ -74,5 +82,9 @@ def vm_created(vm: str, tags: set[str]) -> list[Event]:
 
 def vm_removed(vm: str) -> list[Event]:
     """Return what is told of a VM that is gone."""
-    told = [Event("", f"domain-{when}", {"vm": vm}) for when in ("pre-delete", "delete")]
-    return [*told, Event(vm, "domain-remove-from-disk")]
+    return [Event("", f"domain-{when}", {"vm": vm}) for when in ("pre-delete", "delete")]
+
+
+def volumes_removed(vm: str) -> list[Event]:
+    """Return what is told when the volumes of a removed VM are gone as well."""
+    return [Event(vm, "domain-remove-from-disk")]

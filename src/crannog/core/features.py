@@ -16,7 +16,7 @@ SERVICE = "service."
 """Features with this prefix are services: true runs one, empty stops it, absent leaves it to the VM."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,255}")
-_GUARDED = frozenset(
+GUARDED = frozenset(
     {"preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress", "deferred-netvm-original"}
 )
 
@@ -54,7 +54,7 @@ def check_feature(name: str, value: str) -> None:
 
 def check_feature_is_free(name: str) -> None:
     """Raise DeniedError for the features that Crannog keeps its own books in."""
-    if name in _GUARDED:
+    if name in GUARDED:
         raise DeniedError(f"feature '{name}' is kept by the system and cannot be changed by hand")
 
 

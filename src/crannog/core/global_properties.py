@@ -23,8 +23,14 @@ def _pool(volume: str) -> Property:
 GLOBAL = (
     Property("check_updates_vm", BOOL, "VMs look for updates by themselves.", default=constant(value=True)),
     Property("clockvm", VM, "VM that other VMs get the time from.", default=constant(None)),
-    Property("default_audiovm", VM, "VM that plays the sound of others.", default=lambda registry: registry.dom0),
-    Property("default_guivm", VM, "VM that shows the windows of others.", default=lambda registry: registry.dom0),
+    Property(
+        "default_audiovm", VM, "VM that plays the sound of others.",
+        default=lambda registry: registry.dom0, check=rules.default_audiovm,
+    ),
+    Property(
+        "default_guivm", VM, "VM that shows the windows of others.",
+        default=lambda registry: registry.dom0, check=rules.default_guivm,
+    ),
     Property(
         "default_dispvm", VM, "Template of disposables.", default=constant(None), check=rules.disposable_template,
     ),

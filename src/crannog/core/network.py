@@ -18,8 +18,17 @@ MAC = "00:16:3e:5e:6c:00"
 _PREFIX6 = "fd09:24ef:4179:0:0:0"
 
 
-def address(second: int, number: int) -> str:
-    """Return 10.SECOND.x.y for a number from 0 on: no address ends in .0 or .255 but for the lowest numbers."""
+_MOST = 256 * 254
+"""The highest number that an address can be made of."""
+
+
+def address(second: int, number: int) -> str | None:
+    """Return 10.SECOND.x.y for a number from 0 on: no address ends in .0 or .255 but for the lowest numbers.
+
+    There is none for a number that is too high.
+    """
+    if number > _MOST:
+        return None
     if number < 255:
         return f"10.{second}.0.{number}"
     return f"10.{second}.{(number - 1) // 254}.{(number - 1) % 254 + 1}"
@@ -39,7 +48,7 @@ def default_ip(vm: LocalVM) -> str | None:
 
 def default_ip6(vm: LocalVM) -> str | None:
     """Return the IPv6 address; None unless a netvm, or the VM itself, has the feature `ipv6`."""
-    if not is_networked(vm) or not find_feature(vm, "ipv6", via="netvm"):
+    if not is_networked(vm) or not find_feature(vm, "ipv6", via="netvm") or vm.qid > _MOST:
         return None
     host = f"a8a:{vm.dispid:x}" if vm.dispid is not None else f"a89:{vm.qid:x}"
     return str(IPv6Address(f"{_PREFIX6}:{host}"))

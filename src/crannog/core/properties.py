@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from crannog.core.kinds import Kind
-from crannog.errors import PropertyNotFoundError, ValueRefusedError
+from crannog.errors import PropertyNotFoundError, PropertyRefusedError, ValueRefusedError
 
 STAGE_SETTINGS, STAGE_REFERENCES = 2, 4
 """Load stages (Admin API, section 6): what stands alone, and what depends on other VMs. Lists are in this order."""
@@ -107,9 +107,9 @@ class Holder:
     def check_settable(self, declared: Property, value: object) -> None:
         """Raise what refuses to give the property that value."""
         if declared.is_readonly:
-            raise ValueRefusedError(f"property '{declared.name}' of {self.title()} is read-only")
+            raise PropertyRefusedError(f"property '{declared.name}' of {self.title()} is read-only")
         if declared.is_write_once and declared.name in self.values:
-            raise ValueRefusedError(f"property '{declared.name}' of {self.title()} was set once and stays as it is")
+            raise PropertyRefusedError(f"property '{declared.name}' of {self.title()} was set once and stays as it is")
         if declared.check:
             declared.check(self, value)
 
@@ -126,7 +126,7 @@ class Holder:
         declared = self.find_property(name)
         is_bound = declared.is_readonly or declared.is_write_once
         if (is_bound or declared.default is None) and (name in self.values or declared.is_readonly):
-            raise ValueRefusedError(f"property '{name}' of {self.title()} has no default to go back to")
+            raise PropertyRefusedError(f"property '{name}' of {self.title()} has no default to go back to")
         if declared.check:
             declared.check(self, self.default(name))
         self.values.pop(name, None)

@@ -6,9 +6,10 @@ What may be changed is said by core.rules; the registry asks it and keeps its in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from crannog.core import rules
+from crannog.core.copying import copy_settings, keep_inherited
 from crannog.core.global_properties import GLOBAL
 from crannog.core.labels import BUILT_IN, Label
 from crannog.core.names import check_name
@@ -85,6 +86,10 @@ class Registry(Holder):
             known = ", ".join(self.labels)
             raise LabelNotFoundError(f"there is no label '{name[:80]}'; use one of {known}") from None
 
+    def default_label(self, name: str = "red") -> Label:
+        """Return the label of that name, or the first one in a store that has its own labels in its place."""
+        return self.labels.get(name) or next(iter(self.labels.values()))
+
     def check_name_is_free(self, name: str) -> None:
         """Raise InUseError when a VM has that name."""
         if name in self._by_name:
@@ -117,7 +122,7 @@ class Registry(Holder):
         Raises ValueRefusedError (class, name, template) or InUseError (name taken).
         """
         vm = self._blank(klass, name, uuid)
-        vm.values["label"] = self.labels["red"]
+        vm.values["label"] = self.default_label()
         if template or vm.is_template_based:
             rules.template(vm, template)  # type: ignore[arg-type]
             vm.values["template"] = template
@@ -127,7 +132,9 @@ class Registry(Holder):
         vm.volumes = {volume: self._new_volume(vm, volume, None) for volume in vm.VOLUME_RULES}
         return vm
 
-    def draft_clone(self, source: QubeBase, name: str, uuid: str, klass: str = "") -> QubeBase:
+    def draft_clone(
+        self, source: QubeBase, name: str, uuid: str, klass: str = "", *, dispid: int | None = None
+    ) -> QubeBase:
         """Return a VM with all settings of `source` that is not in the registry yet. Its volumes are its own.
 
         The settings are properties, features, tags and devices. `klass` makes it one of another class; what that class
@@ -138,8 +145,15 @@ class Registry(Holder):
         if vm.is_template_based:
             rules.template(vm, source.template)  # type: ignore[arg-type]
             vm.values["template"] = source.template
+        elif source.template:
+            keep_inherited(source, vm)
         if vm.is_disposable:
-            vm.set("dispid", self.free_dispid())
+            vm.set("dispid", self.free_dispid() if dispid is None else dispid)
+        missing = [volume for volume in vm.VOLUME_RULES if volume not in source.volumes]
+        if missing:
+            raise ValueRefusedError(
+                f"{name}: a {vm.klass} has a volume {missing[0]}, and {source.name}, a {source.klass}, has none to copy"
+            )
         vm.volumes = {volume: self._new_volume(vm, volume, source) for volume in vm.VOLUME_RULES}
         return vm
 
@@ -157,9 +171,7 @@ class Registry(Holder):
         Time may have passed since the draft: its name can be taken by now, and VMs that it refers to can be gone.
         """
         self.check_name_is_free(vm.name)
-        for value in vm.values.values():
-            if isinstance(value, QubeBase):
-                self.find_vm(f"uuid:{value.uuid}")
+        rules.new_vm(self, vm)
         vm.values["qid"] = self._next_qid
         self.adopt(vm)
 
@@ -216,7 +228,8 @@ class Registry(Holder):
                 other.devices = tuple(d.with_backend(name) if d.backend == old else d for d in other.devices)
 
     def remove(self, vm: QubeBase) -> None:
-        """Forget a VM; raises InUseError when something refers to it."""
+        """Forget a VM; raises InUseError when something refers to it, VMNotFoundError when it is gone already."""
+        self.find_vm(f"uuid:{vm.uuid}")
         rules.removal(self, vm)
         del self._by_name[vm.name]
         del self._by_uuid[vm.uuid]
@@ -227,18 +240,3 @@ class Registry(Holder):
         if pool.name in self.pools:
             raise InUseError(f"a pool called '{pool.name}' exists already; choose another name")
         self.pools[pool.name] = pool
-
-
-def copy_settings(source: QubeBase, target: QubeBase) -> None:
-    """Give `target` the settings of `source` that a clone gets and its class has: properties, features, tags, devices.
-
-    The values are valid where they come from, so each is only checked where the rules of the target differ.
-    """
-    declared: dict[str, Any] = target.declared()
-    for name, value in source.values.items():
-        known = declared.get(name)
-        if known and known.is_cloned and not known.is_readonly and name != "template":
-            target.values[name] = value
-    target.features.update(source.features)
-    target.tags.update(tag for tag in source.tags if not tag.startswith("created-by-"))
-    target.devices = source.devices

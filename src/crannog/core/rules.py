@@ -116,14 +116,42 @@ def provides_network(vm: LocalVM, value: bool) -> None:
         raise InUseError(f"{vm.name} provides the network of {', '.join(users[:5])}; give that another netvm first")
 
 
-def shower(vm: LocalVM, value: QubeBase | None) -> None:
-    """The VM that shows another's windows or plays its sound is not shown by that one in turn."""
-    for name in ("guivm", "audiovm"):
-        current, steps = value, 0
-        while current is not None and steps < 1000:
-            if current is vm:
-                raise ValueRefusedError(f"{vm.name} cannot be served by {value and value.name}: it would serve itself")
-            current, steps = current.get(name) if name in current.declared() else None, steps + 1
+def guivm(vm: LocalVM, value: QubeBase | None) -> None:
+    """The VM that shows another's windows is not shown by that one in turn."""
+    _no_circle("guivm", vm, value)
+
+
+def audiovm(vm: LocalVM, value: QubeBase | None) -> None:
+    """The VM that plays another's sound is not played by that one in turn."""
+    _no_circle("audiovm", vm, value)
+
+
+def default_guivm(registry: Registry, value: QubeBase | None) -> None:
+    """The same, for all VMs that follow the default."""
+    _no_circle_by_default("guivm", registry, value)
+
+
+def default_audiovm(registry: Registry, value: QubeBase | None) -> None:
+    """The same, for all VMs that follow the default."""
+    _no_circle_by_default("audiovm", registry, value)
+
+
+def _no_circle(name: str, vm: LocalVM, value: QubeBase | None) -> None:
+    seen: set[str] = set()
+    current = value
+    while current is not None and current.uuid not in seen:
+        if current is vm:
+            raise ValueRefusedError(
+                f"{value and value.name} cannot be the {name} of {vm.name}: {vm.name} would serve itself in the end"
+            )
+        seen.add(current.uuid)
+        current = current.get(name) if name in current.declared() else None
+
+
+def _no_circle_by_default(name: str, registry: Registry, value: QubeBase | None) -> None:
+    for vm in registry.local_vms():
+        if name not in vm.values and vm is not value:
+            _no_circle(name, vm, value)
 
 
 def disposable_template(holder: LocalVM | Registry, value: QubeBase | None) -> None:
@@ -170,6 +198,19 @@ def devices_denied(_holder: object, value: str) -> None:
         raise ValueRefusedError(f"'{value[:80]}' is no list of interface codes, such as u03****b******")
 
 
+def new_vm(registry: Registry, vm: QubeBase) -> None:
+    """A VM that was drafted refers to what is still there, and as the rules allow: time may have passed."""
+    for name, value in vm.values.items():
+        if value is not None and vm.find_property(name).kind.is_reference:
+            registry.find_vm(f"uuid:{value.uuid}")  # type: ignore[attr-defined]
+    registry.find_label(vm.label_name)
+    if vm.is_template_based:
+        template_class(vm, vm.template)
+    for name, check in (("netvm", netvm), ("guivm", guivm), ("audiovm", audiovm)):
+        if name in vm.values:
+            check(vm, vm.values[name])  # type: ignore[arg-type]
+
+
 def removal(registry: Registry, vm: QubeBase) -> None:
     """A VM that anything refers to stays: template, netvm, any other property, device backend, global property."""
     if vm is registry.dom0:
@@ -202,7 +243,7 @@ def kernel_removal(registry: Registry, name: str) -> None:
 def pool_removal(registry: Registry, name: str) -> None:
     """A pool with volumes in it stays, and one that is a default."""
     users = [vm.name for vm in registry if any(volume.pool == name for volume in vm.volumes.values())]
-    users += [f"global property {key}" for key, value in registry.values.items() if "pool" in key and value == name]
+    users += [f"global property {key}" for key in registry.declared() if "pool" in key and registry.get(key) == name]
     if users:
         raise InUseError(f"pool '{name[:80]}' is in use by {', '.join(users[:5])}")
 

@@ -37,7 +37,8 @@ def check_tag_is_free(tag: str) -> None:
 def creation_tags(creator: QubeBase) -> set[str]:
     """Return the tags that a VM gets because of who creates it. A malformed one in the feature is passed over."""
     wanted = creator.features.get(INHERITED_FEATURE, "").split()
-    return {f"{CREATED_BY}{_shown(creator)}"} | {tag for tag in wanted if _TAG.fullmatch(tag)}
+    fitting = {tag for tag in wanted if _TAG.fullmatch(tag) and not tag.startswith(CREATED_BY)}
+    return fitting | {f"{CREATED_BY}{_shown(creator)}"}
 
 
 def following_tags(vm: QubeBase) -> set[str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crannog.core.virt_modes import find_mode
+
 if TYPE_CHECKING:
     from crannog.core.vms import QubeBase
     from crannog.core.volumes import Volume
@@ -19,8 +21,6 @@ def may_use_template(cls: type[QubeBase], virt_mode: str, template: QubeBase, te
     needs the host's kernel those that get one. Any HVM that is not itself template-based serves HVMs (B12). A DispVM
     starts from an AppVM that allows it. `template_mode` asks what would be if the template had that mode.
     """
-    from crannog.core.virt_modes import find_mode
-
     if not can_be_template(cls, template):
         return False
     its_mode = find_mode(template_mode or str(template.get("virt_mode")))
@@ -56,13 +56,15 @@ def template_refusal(name: str, cls: type[QubeBase], virt_mode: str, template: Q
     if template is None:
         return f"{name}: {kind} needs a template; name one with --template"
     if cls.is_disposable and not template.is_disposable_template():
-        return (
-            f"{name}: {kind} starts from an AppVM that allows it, which {template.name} is not; "
-            f"allow it with 'qvm-prefs {template.name} template_for_dispvms True', or choose another"
-        )
+        may_be = "template_for_dispvms" in template.declared()
+        hint = f"allow it with 'qvm-prefs {template.name} template_for_dispvms True', or " if may_be else ""
+        return f"{name}: {kind} starts from an AppVM that allows it, which {template.name} is not; {hint}choose another"
     if not can_be_template(cls, template):
         return f"{name}: {template.name} is of class {template.klass} and cannot be a template"
+    mode = template.get("virt_mode")
+    if template.klass == "StandaloneVM" and find_mode(mode).has_host_kernel():
+        return f"{name}: {template.name} is a StandaloneVM of virt_mode {mode}; only an HVM can be a template then"
     return (
-        f"{name}: template {template.name} is made for virt_mode {template.get('virt_mode')}, not {virt_mode}; "
+        f"{name}: template {template.name} is made for virt_mode {mode}, not {virt_mode}; "
         f"choose another template or virt_mode"
     )

@@ -8,8 +8,7 @@ from crannog.core.kinds import BOOL, INT, LABEL, STR, VM, parse_ip, parse_ip6, p
 from crannog.core.properties import STAGE_REFERENCES, Property, check_range
 
 MIN_MEMORY = 64
-MAX_MEMORY = 2**24
-_MEMORY, _MAXMEM = check_range(MIN_MEMORY, MAX_MEMORY, "MiB"), check_range(0, MAX_MEMORY, "MiB")
+_MEMORY, _MAXMEM = check_range(MIN_MEMORY, defaults.MAX_MEMORY, "MiB"), check_range(0, defaults.MAX_MEMORY, "MiB")
 _SECONDS = check_range(1, 86400, "seconds")
 
 OF_ALL = (
@@ -17,7 +16,7 @@ OF_ALL = (
     Property("uuid", STR, "UUID of the VM, from its creation on.", is_readonly=True, is_cloned=False),
     Property("qid", INT, "Number of the VM, from its creation on.", is_readonly=True, is_cloned=False),
     Property("klass", STR, "Class of the VM.", default=lambda vm: vm.klass, is_readonly=True),
-    Property("label", LABEL, "Colour of the VM's trust level.", default=lambda vm: vm.registry.find_label("red")),
+    Property("label", LABEL, "Colour of the VM's trust level.", default=lambda vm: vm.registry.default_label()),
     Property("icon", STR, "Name of the VM's icon.", default=defaults.icon, is_readonly=True),
     Property("include_in_backups", BOOL, "Back this VM up.", default=constant(value=True)),
 )
@@ -41,7 +40,7 @@ OF_ADMIN = (
         "keyboard_layout", STR, "Keyboard layout, as LAYOUT+VARIANT+OPTIONS.",
         default=constant(defaults.KEYBOARD), check=rules.keyboard_layout,
     ),
-    Property("label", LABEL, "Colour of the VM's trust level.", default=lambda vm: vm.registry.find_label("black")),
+    Property("label", LABEL, "Colour of the VM's trust level.", default=lambda vm: vm.registry.default_label("black")),
     _DENIED,
     _DEFAULT_DISPVM,
 )  # fmt: skip
@@ -126,11 +125,11 @@ _SESSION = (
     ),
     Property(
         "guivm", VM, "VM that shows this VM's windows.",
-        default=from_global("default_guivm"), check=rules.shower, stage=STAGE_REFERENCES,
+        default=defaults.served_by("guivm"), check=rules.guivm, stage=STAGE_REFERENCES,
     ),
     Property(
         "audiovm", VM, "VM that plays this VM's sound.",
-        default=from_global("default_audiovm"), check=rules.shower, stage=STAGE_REFERENCES,
+        default=defaults.served_by("audiovm"), check=rules.audiovm, stage=STAGE_REFERENCES,
     ),
     Property(
         "management_dispvm", VM, "Template of the disposables that manage this VM.",

@@ -12,6 +12,7 @@ from crannog.editing.population import find_pool
 from crannog.ports.channel import AgentLinks
 from crannog.ports.hypervisor import Hypervisor
 from crannog.ports.storage import Pool
+from crannog.vmlogs import discard_logs
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,7 @@ class World:
 
     def discard_logs(self, vm: str) -> None:
         """Delete the logs of a VM that was removed."""
-        for path in (self.paths.console_log(vm), self.paths.rpc_log(vm)):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        discard_logs(self.paths, vm)
 
     def discard_channel(self, uuid: str) -> None:
         """Delete the channel's socket of a VM that has ended; a QEMU that was killed leaves it."""

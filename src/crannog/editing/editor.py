@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 _LEADING = {"guivm", "audiovm", "default_guivm", "default_audiovm", "name"}
 """Properties that the tags of VMs, also of others than the one changed, follow."""
 
-_FANS_OUT = {"default_netvm": "netvm"}
-"""Global properties whose change is told of every VM that follows them, with the VMs' property."""
+_FANS_OUT = {"default_netvm": "netvm", "provides_network": "netvm"}
+"""Properties whose change is told of every VM whose default follows them, with the VMs' property."""
 
 
 class Editor:
@@ -74,30 +74,34 @@ class Editor:
             if declared.normalise:
                 value = declared.normalise(value)
             holder.check_settable(declared, value)
+        except PropertyRefusedError:
+            raise  # it names the property itself
         except ValueRefusedError as error:
-            # Some refusals, such as "is read-only", name the property themselves.
-            prefix = (
-                "" if str(error).startswith("property ") else f"property '{name}' of {holder.title()} was not set: "
-            )
-            raise PropertyRefusedError(f"{prefix}{error}") from None
+            raise PropertyRefusedError(f"property '{name}' of {holder.title()} was not set: {error}") from None
         self._assign(holder, declared, value)
 
     def _assign(self, holder: Holder, declared: Property, value: object) -> None:
         name, old = declared.name, holder.get(declared.name)
         with self._following(holder, name) as told:
-            subject_events = events.property_set(holder, declared, value, old, has_old=old is not None)
+            has_old = old is not None or declared.kind.is_reference
+            told.extend(events.property_set(holder, declared, value, old, has_old=has_old))
             if name == "name" and isinstance(holder, QubeBase):
                 self.registry.rename(holder, str(value))
+                told.extend(events.vm_renamed(str(old), str(value)))
             else:
                 holder.values[name] = value
-            told.extend(subject_events)
 
     def reset_property(self, holder: Holder, name: str) -> None:
         """Give a property its default again; raises what `set_property` raises."""
         declared = self._find_changeable(holder, name)
         old = holder.get(name)
         with self._following(holder, name) as told:
-            holder.reset(name)
+            try:
+                holder.reset(name)
+            except PropertyRefusedError:
+                raise
+            except ValueRefusedError as error:
+                raise PropertyRefusedError(f"property '{name}' of {holder.title()} was not reset: {error}") from None
             told.extend(events.property_reset(holder, declared, old))
 
     @contextmanager

@@ -70,15 +70,21 @@ class Population:
     async def clone(self, source: QubeBase, name: str, *, klass: str, created_by: str) -> QubeBase:
         """Make a VM with all settings of `source`, its notes, and copies of its volumes. The source must be halted."""
         self._editor.check_halted(source, "be cloned")
-        vm = self._registry.draft_clone(source, name, self._new_uuid(), klass)
+        cls = self._registry.find_class(klass or source.klass)
+        dispid = self._free_dispid() if cls.is_disposable else None
+        vm = self._registry.draft_clone(source, name, self._new_uuid(), klass, dispid=dispid)
         async with self._new_volumes(vm):
             for volume in list(vm.volumes.values()):
                 if volume.save_on_stop:
                     vm.volumes[volume.name] = await self._pool(volume).clone(origin(source, volume.name)[1], volume)
-            self._add(vm, created_by)
-        notes = self._editor.notes(source)
-        if notes:
-            self._editor.set_notes(vm, notes)
+            notes = self._editor.notes(source)
+            if notes:
+                self._editor.set_notes(vm, notes)
+            try:
+                self._add(vm, created_by)
+            except BaseException:
+                self._editor.set_notes(vm, "")
+                raise
         return vm
 
     @asynccontextmanager
@@ -91,12 +97,15 @@ class Population:
         done: list[Pool] = []
         try:
             for pool, volumes in groups.items():
-                done.append(pool)
                 await pool.create(volumes)
+                done.append(pool)  # one that fails leaves nothing by itself
             yield
         except BaseException:
             for pool in done:
-                await pool.remove(groups[pool])
+                try:
+                    await pool.remove(groups[pool])
+                except StorageError as error:
+                    log.warning("%s: %s", vm.name, error)
             raise
         for pool, volumes in groups.items():
             try:
@@ -127,6 +136,7 @@ class Population:
                 await pool.remove((volume,))
             else:
                 log.warning("%s: its volume %s stays: no pool '%s' here", vm.name, volume.vid, volume.pool)
+        self._editor.tell(events.volumes_removed(vm.name))
 
     def _by_pool(self, vm: QubeBase) -> dict[Pool, tuple[Volume, ...]]:
         groups: dict[Pool, tuple[Volume, ...]] = {}

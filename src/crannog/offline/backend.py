@@ -16,12 +16,14 @@ from crannog.editing.population import NewVM, Population
 from crannog.errors import OfflineError
 from crannog.hostfacts import read_host_facts
 from crannog.offline.processes import LeftRunning
+from crannog.vmlogs import discard_logs
 
 
 class OfflineBackend:
     """Implements `api.backend.Backend` on a store whose lock the caller holds."""
 
     def __init__(self, paths: Paths, store: FileStore) -> None:
+        self._paths = paths
         self.registry = store.load()
         self.registry.host = read_host_facts()
         self.registry.runtime = LeftRunning(paths.pid_files)
@@ -41,6 +43,7 @@ class OfflineBackend:
     async def remove(self, vm: QubeBase) -> None:
         """Remove a halted VM with its volumes."""
         await self._population.remove(vm)
+        discard_logs(self._paths, vm.name)
 
     async def import_volume(self, vm: LocalVM, name: str, path: str) -> None:
         """Make the raw image at `path` the content of a halted VM's volume."""

@@ -4,6 +4,8 @@ import contextlib
 import os
 from itertools import pairwise
 
+from crannog.errors import StorageError
+
 _UUID_OPTION = b"-uuid"
 
 
@@ -26,11 +28,16 @@ class LeftRunning:
 def _find(folder: str) -> frozenset[str]:
     """Return the UUIDs on the command lines of the processes that the pid files in `folder` name."""
     found = set()
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(folder):
-            if entry.name.endswith(".pid"):
-                with contextlib.suppress(OSError, ValueError):
-                    found |= _uuids_of(entry.path)
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        entries = []
+    except OSError as error:
+        raise StorageError(f"whether VMs run cannot be found out: {folder}: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.endswith(".pid"):
+            with contextlib.suppress(OSError, ValueError):
+                found |= _uuids_of(entry.path)
     return frozenset(found)
 
 

@@ -24,6 +24,7 @@ _NAMESPACE = UUID("6d8b1f5e-9a53-4b0c-8f0e-2d1c7a9e4b60")
 # be a template for disposables is asked when one is made.
 _NOT_ASKED = frozenset(
     {"name", "kernel", "default_kernel", "virt_mode", "template", "template_for_dispvms", "provides_network"}
+    | {"guivm", "audiovm", "default_guivm", "default_audiovm"}
     | {"default_dispvm", "management_dispvm", "default_template", "default_pool", "default_pool_kernel"}
     | {"default_pool_private", "default_pool_root", "default_pool_volatile"}
 )
