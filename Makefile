@@ -18,6 +18,7 @@ check:
 bench:
 	@scripts/setup
 	@.venv/bin/python scripts/bench start
+	@.venv/bin/python scripts/bench model
 
 lock:
 	@scripts/lock

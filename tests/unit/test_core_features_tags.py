@@ -178,7 +178,6 @@ def test_the_tags_of_a_new_vm_tell_who_created_it(registry: Registry, feature: s
     assert creation_tags(registry.dom0) == {"created-by-dom0"}
 
 
-@pytest.mark.xfail(strict=True, reason="the feature can forge who created a VM")
 def test_a_creator_cannot_pretend_to_be_another(registry: Registry) -> None:
     creator = registry.find_vm("work")
     creator.features["tag-created-vm-with"] = "created-by-dom0 ok"

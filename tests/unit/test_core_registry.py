@@ -362,7 +362,6 @@ def test_an_adopted_number_is_not_given_again() -> None:
     assert registry.find_qid(79) is None
 
 
-@pytest.mark.xfail(strict=True, reason="a VM that is gone already ends in a KeyError")
 def test_a_vm_is_removed_once() -> None:
     registry = new_registry()
     vm = add_vm(registry, "StandaloneVM", "alone")

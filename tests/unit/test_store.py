@@ -93,11 +93,8 @@ def test_the_files_are_private(store: FileStore) -> None:
 
 def test_a_reference_may_point_forward() -> None:
     text = write(full_registry()).decode()
-    first, last, end = (
-        text.index('    <domain id="domain-1"'),
-        text.index('    <domain id="domain-2"'),
-        text.index("  </dom"),
-    )
+    first, last = text.index('    <domain id="domain-1"'), text.index('    <domain id="domain-2"')
+    end = text.index("  </domains>")
     swapped = text[:first] + text[last:end] + text[first:last] + text[end:]
     assert swapped.index('name="template">debian<') < swapped.index('name="name">debian<')
     assert content(read(swapped)) == content(read(text))

@@ -143,7 +143,7 @@ class Registry(Holder):
         vm = self._blank(klass or source.klass, name, uuid)
         copy_settings(source, vm)
         if vm.is_template_based:
-            rules.template(vm, source.template)  # type: ignore[arg-type]
+            rules.template_class(vm, source.template)  # a mode that does not fit is told at the start
             vm.values["template"] = source.template
         elif source.template:
             keep_inherited(source, vm)

@@ -16,6 +16,7 @@ from crannog.adapters.store.file import FileStore
 from crannog.adapters.store.lock import DAEMON
 from crannog.api.server import Server
 from crannog.config import Paths, Settings
+from crannog.core.registry import Registry
 from crannog.daemon.inventory import Inventory
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
@@ -62,33 +63,40 @@ def take_lock(paths: Paths) -> int:
     return lock
 
 
-def build_world(paths: Paths, settings: Settings) -> World:
+def open_store(paths: Paths) -> tuple[FileStore, Registry]:
+    """Return the store, whose lock is held from here on, and what it says."""
+    store = FileStore(paths.store, paths.kernels)
+    store.lock.acquire(DAEMON)
+    registry = store.load()
+    registry.host = read_host_facts()
+    for remark in store.remarks:
+        log.warning("%s: %s", paths.store, remark)
+    return store, registry
+
+
+def build_world(paths: Paths, settings: Settings, store: FileStore, registry: Registry) -> World:
     """Choose the adapters."""
     return World(
         paths=paths,
-        store=FileStore(paths.store, paths.kernels),
+        store=store,
         hypervisor=LibvirtHypervisor(paths, settings),
         agents=VMProcesses(paths),
-        pools=open_pools(paths),
+        pools=open_pools(paths, registry.pools.values()),
         kernels=KernelPool(paths.kernels),
     )
 
 
 async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     """Run the daemon until SIGTERM or SIGINT. VMs go on running when it ends."""
-    world = build_world(paths, settings)
-    world.store.lock.acquire(DAEMON)
-    registry = world.store.load()
-    registry.host = read_host_facts()
-    for remark in world.store.remarks:
-        log.warning("%s: %s", paths.store, remark)
+    store, registry = open_store(paths)
+    world = build_world(paths, settings, store, registry)
     machines = Machines()
     lifecycle = Lifecycle(world, registry, machines)
     StallWatch(world.hypervisor, registry, machines)
     inventory = Inventory(world, registry, machines, lifecycle)
-    known = frozenset(volume.vid for vm in registry for volume in vm.volumes.values())
-    for pool in world.pools.values():
-        for sentence in await pool.recover(known):
+    volumes = [volume for vm in registry for volume in vm.volumes.values()]
+    for name, pool in world.pools.items():
+        for sentence in await pool.recover(frozenset(volume.vid for volume in volumes if volume.pool == name)):
             log.warning("%s", sentence)
     discard_dead_sockets(paths.run)
     world.hypervisor.listen(machines.change)

@@ -28,7 +28,7 @@ class OfflineBackend:
         self.registry.host = read_host_facts()
         self.registry.runtime = LeftRunning(paths.pid_files)
         self.editor = Editor(self.registry, store)
-        pools = open_pools(paths)
+        pools = open_pools(paths, self.registry.pools.values())
         self._population = Population(self.editor, pools)
         self._images = Images(self.editor, pools, KernelPool(paths.kernels))
 

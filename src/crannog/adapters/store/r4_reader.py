@@ -92,7 +92,9 @@ class R4Reader:
             if label.name not in registry.labels and label.index not in taken:
                 registry.labels[label.name] = label
         for pool in BUILT_IN_POOLS:
-            registry.pools.setdefault(pool.name, pool)
+            if all(other.driver != pool.driver for other in registry.pools.values()):
+                name = pool.name if pool.name not in registry.pools else f"{pool.driver}-pool"
+                registry.pools.setdefault(name, PoolConfig(name, pool.driver))
 
     def _read_labels(self, parent: Parent) -> None:
         for element in self._children(parent, "label", self.registry):

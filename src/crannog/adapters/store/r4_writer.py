@@ -27,6 +27,7 @@ _RETURN = str.maketrans({"\r": "&#13;"})
 _BLANKS = str.maketrans({"\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})
 """In an attribute these would all be read back as blanks (XML 1.0, section 3.3.3)."""
 
+_SHORT = 40
 _FLAGS = ("rw", "save_on_stop", "snap_on_start")
 _FIXED = frozenset({"name", "uuid", "qid"})
 
@@ -149,13 +150,15 @@ def _element(tag: str, attributes: Mapping[str, str], text: str = "") -> str:
 
 
 def _named(tag: str, name: str, text: str = "") -> str:
-    """Return an element whose only attribute is its name."""
-    return _close(_open(tag, name), tag, text)
+    """Return an element whose only attribute is its name. Short ones are remembered: most come again in other VMs."""
+    return _remembered(tag, name, text) if len(text) <= _SHORT else _make_named(tag, name, text)
 
 
-@lru_cache(maxsize=4096)
-def _open(tag: str, name: str) -> str:
-    return f"<{tag} name={_quote(name)}"
+def _make_named(tag: str, name: str, text: str) -> str:
+    return _close(f"<{tag} name={_quote(name)}", tag, text)
+
+
+_remembered = lru_cache(maxsize=8192)(_make_named)
 
 
 def _close(opened: str, tag: str, text: str) -> str:
