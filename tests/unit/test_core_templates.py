@@ -66,6 +66,12 @@ def test_creation_agrees_with_the_table(klass: str) -> None:
         ("AppVM", "AdminVM", "is of class AdminVM and cannot be a template"),
         ("AppVM", "", "needs a template"),
         ("AppVM", "TemplateVM-hvm", "is made for virt_mode hvm, not pvh"),
+        ("AppVM", "StandaloneVM-hvm", "is made for virt_mode hvm, not pvh"),
+        ("AppVM", "StandaloneVM-pvh", "is a StandaloneVM of virt_mode pvh; only an HVM can be a template then"),
+        ("AppVM", "StandaloneVM-pv", "is a StandaloneVM of virt_mode pv; only an HVM can be a template then"),
+        ("DispVM", "AppVM-pv", "is not; allow it with 'qvm-prefs AppVM-pv template_for_dispvms True', or choose anoth"),
+        ("DispVM", "TemplateVM-pvh", "which TemplateVM-pvh is not; choose another"),
+        ("DispVM", "AdminVM", "which dom0 is not; choose another"),
     ],
 )
 def test_the_refusal_says_why(klass: str, key: str, reason: str) -> None:

@@ -358,10 +358,13 @@ def test_a_change_that_cannot_be_saved_is_told_as_that(client: OfflineClient) ->
     assert client.text("admin.vm.tag.Get", "work", "mine") == "0"
 
 
-@pytest.mark.xfail(strict=True, reason="only the daemon deletes the logs of a removed VM")
 def test_the_logs_of_a_removed_vm_are_gone(client: OfflineClient) -> None:
-    log = Path(client.paths.console_log("work"))
-    log.parent.mkdir()
-    log.write_text("what the former VM said")
+    logs = {vm: [Path(client.paths.console_log(vm)), Path(client.paths.rpc_log(vm))] for vm in ("work", "debian")}
+    for log in [*logs["work"], *logs["debian"]]:
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("what the VM said")
+    with pytest.raises(InUseError):
+        client.text("admin.vm.Remove", "debian")
     client.text("admin.vm.Remove", "work")
-    assert not log.exists()
+    assert not [log for log in logs["work"] if log.exists()]
+    assert all(log.read_text() == "what the VM said" for log in logs["debian"])

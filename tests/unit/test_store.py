@@ -123,9 +123,9 @@ def refused(text: str | bytes) -> str:
         ("<qubes version='3.0'>\n\x01</qubes>", 2),
         ("<qubes version='3.0'>\n<a b='\x02'/></qubes>", 2),
         ("<qubes>\n<a>&nothing;</a></qubes>", 2),
-        ("<!DOCTYPE qubes [<!ENTITY a 'x'>]>\n<qubes version='3.0'/>", 2),
-        ("<!DOCTYPE qubes SYSTEM 'file:///etc/passwd'>\n<qubes version='3.0'/>", 2),
-        ("<!DOCTYPE qubes>\n<qubes/>", 2),
+        ("<!DOCTYPE qubes [<!ENTITY a 'x'>]>\n<qubes version='3.0'/>", 1),
+        ("\n<!DOCTYPE qubes SYSTEM 'file:///etc/passwd'>\n<qubes version='3.0'/>", 2),
+        ("<!DOCTYPE qubes>\n<qubes/>", 1),
         ("<qubes>\n<labels>\n<label id='label-x' color='0x000000'>odd</label></labels></qubes>", 3),
         ("<qubes>\n<labels>\n<label id='label-9' color='0x0'>odd</label></labels></qubes>", 3),
         ("<qubes>\n<labels>\n<label id='label-9' color='0x000000'>o d</label></labels></qubes>", 3),
@@ -201,7 +201,6 @@ CHECKED = [
     ("<property name='qrexec_timeout'>0</property>", "0"),
     ("<property name='netvm'>dom0</property>", "dom0"),
     ("<property name='netvm'>alone</property>", "alone"),
-    ("<property name='guivm' ref='domain-5'/>", "alone"),
 ]
 
 
@@ -213,10 +212,9 @@ def test_a_value_that_the_rules_forbid_is_refused(properties: str, named: str) -
 
 
 @pytest.mark.parametrize(("properties", "named"), CHECKED)
-@pytest.mark.xfail(reason="what the rules forbid is refused with the line of its VM, without its name", strict=True)
 def test_a_value_that_the_rules_forbid_is_refused_with_its_line(properties: str, named: str) -> None:
     message = refused(domain(f"<property name='debug'>True</property>\n{properties}"))
-    assert message.startswith("line 10: ")
+    assert message.startswith(f"line 10: property '{properties.split(chr(39))[1]}' of alone: ")
     assert named in message
 
 
@@ -265,10 +263,7 @@ def test_a_part_that_makes_no_sense_or_is_there_twice_is_refused(rest: str, line
         ("<properties><property name='clockvm'/>\n<property name='clockvm'/></properties>", "2"),
         ("<properties/>\n<properties/>", "[12]"),
         ("<domains><domain id='domain-0' class='AdminVM'/>\n<domain id='domain-0' class='AdminVM'/></domains>", "2"),
-        pytest.param(
-            "<domains><domain id='domain-0' class='AdminVM'/>\n<domain id='a' class='AdminVM'/></domains>", "2",
-            marks=pytest.mark.xfail(reason="dom0 can be there twice, under two ids", strict=True),
-        ),
+        ("<domains><domain id='domain-0' class='AdminVM'/>\n<domain id='a' class='AdminVM'/></domains>", "2"),
     ],
 )  # fmt: skip
 def test_what_is_there_twice_is_refused(text: str, line: str) -> None:
@@ -357,13 +352,18 @@ def test_networks_in_a_circle_are_refused(length: int) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 50])
 @pytest.mark.parametrize("prop", ["guivm", "audiovm"])
-def test_vms_that_show_each_other_are_refused(length: int, prop: str) -> None:
-    with pytest.raises(StorageError, match=r"^line \d+: .*it would serve itself"):
-        read(chain(length, prop))
+def test_vms_that_show_each_other_are_read_and_do_no_harm(length: int, prop: str) -> None:
+    """Other systems allow that; a user of ours cannot make it so."""
+    registry = read(chain(length, prop))
+    assert content(again(registry)) == content(registry)
+    assert all(vm.describe_all() for vm in registry)
+    vm = registry.find_vm("vm1")
+    with pytest.raises(ValueRefusedError, match="itself"):
+        vm.set(prop, registry.find_vm(f"vm{length}"))
 
 
 def test_a_netvm_that_provides_no_network_is_refused() -> None:
-    with pytest.raises(StorageError, match=r"^line \d+: vm2 provides no network"):
+    with pytest.raises(StorageError, match=r"^line 2: property 'netvm' of vm1: vm2 provides no network"):
         read(chain(2, "netvm"))
 
 
@@ -437,6 +437,31 @@ READ: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        (UTF16 + "<qubes/>").encode("utf-16"),
+        "<qubes/>".encode("utf-16"),
+        "<qubes/>".encode("utf-16-le"),
+        "<qubes/>".encode("utf-16-be"),
+        "<qubes/>".encode("utf-32"),
+        "<?xml version='1.0' encoding='IBM037'?><qubes/>".encode("cp037"),
+        b"<?xml version='1.0' encoding='UTF-7'?><qubes/>",
+        *[
+            pytest.param(data, marks=pytest.mark.xfail(reason="only 200 bytes are looked at", strict=True))
+            for data in (
+                b"<?xml version='1.0'%b encoding='UTF-7'?>+ADwAIQ-DOCTYPE qubes [+ADwAIQ-ENTITY a 'x'>]><qubes/>"
+                % (b" " * 300),
+                b"<?xml version='1.0'%b encoding\n=\n'gb18030'?><qubes/>" % (b"\n" * 300),
+            )
+        ],
+        b"<?xml version='1.0' encoding='nonsense'?><qubes/>",
+    ],
+)
+def test_an_encoding_in_which_costs_cannot_be_counted_is_refused(data: bytes) -> None:
+    assert refused(data).startswith("line ")
+
+
 def measure(make: Callable[[], bytes], seconds: int) -> str:
     """Return what becomes of a document in a process of its own, after checking what it costs."""
     process = start(load_and_measure(make, seconds))
@@ -476,9 +501,9 @@ def test_an_odd_file_is_read_at_little_cost(name: str) -> None:
 
 
 COSTLY: dict[str, tuple[int, Callable[[], bytes]]] = {
-    "100,000 attributes of the root": (5, lambda: b"<qubes %b/>" % attributes(100_000).encode()),
+    "100,000 attributes of the root": (2, lambda: b"<qubes %b/>" % attributes(100_000).encode()),
     "100,000 attributes of a device": (
-        5,
+        2,
         lambda: vm_with(f"<devices class='a'><device {attributes(100_000)}/></devices>"),
     ),
     "20,000 attributes in a DTD": (
@@ -491,14 +516,14 @@ COSTLY: dict[str, tuple[int, Callable[[], bytes]]] = {
         1,
         lambda: b"<qubes %b>%b</qubes>" % (attributes(1000, "xmlns:a").encode(), b"<x/>" * 1000),
     ),
-    "9,000,000 attributes": (5, broad),
+    "9,000,000 attributes": (2, broad),
     "4,000 VMs in a chain of networks": (1, lambda: network(4000)),
 }
 
 
 @pytest.mark.parametrize("name", sorted(COSTLY))
-@pytest.mark.xfail(reason="lxml, libxml2 or the rules take quadratic time, or there is no bound", strict=True)
 def test_a_costly_file_is_read_or_refused_at_little_cost(name: str) -> None:
+    """lxml, libxml2 and the rules take quadratic time for some of these, and others fill the memory."""
     seconds, make = COSTLY[name]
     assert measure(make, seconds)
 
@@ -617,6 +642,32 @@ def test_a_file_that_was_changed_behind_our_back_is_not_overwritten(
             Editor(registry, store).set_property(registry.find_vm("work"), "memory", "600")
         assert everything_below(Path(store.path).parent) == before
         assert content(registry) == memory
+
+
+@pytest.mark.parametrize("change", [by_another_process, in_place, made_longer])
+def test_a_fault_does_not_make_a_changed_file_ours(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch, change: Callable[[FileStore], None]
+) -> None:
+    registry = full_registry()
+    store.save(registry)
+    change(store)
+    old = Path(store.path).read_bytes()
+    real, calls = os.stat, 0
+
+    def fail_once(path: str, *arguments: object, **more: object) -> os.stat_result:
+        nonlocal calls
+        calls += path == store.path
+        if calls == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail_once)
+        with pytest.raises(StorageError, match=os.strerror(errno.EIO)):
+            store.save(registry)
+    with pytest.raises(StorageError, match="another program"):
+        store.save(registry)
+    assert Path(store.path).read_bytes() == old
 
 
 def test_a_file_that_came_to_be_behind_our_back_is_not_overwritten(store: FileStore) -> None:
@@ -760,6 +811,15 @@ def test_what_a_crash_left_is_taken_into_the_history(store: FileStore) -> None:
     assert sorted(os.listdir(Path(store.path).parent)) == ["history", "kernels", "qubes.xml", "qubes.xml.lock"]
 
 
+@pytest.mark.xfail(reason="it becomes a version that is there twice", strict=True)
+def test_a_second_name_that_a_crash_left_is_no_version_of_its_own(store: FileStore) -> None:
+    """A crash right before the rename leaves `.old` as a second name of the file that is still the present one."""
+    files = list(saved(store, range(3)))
+    os.link(store.path, store.path + ".old")
+    store.save(store.load())
+    assert kept(store) == files
+
+
 def block_by_file(folder: str) -> None:
     Path(folder).write_text("no folder")
 
@@ -784,7 +844,7 @@ def test_a_history_that_cannot_be_written_stops_no_change(
 
 @pytest.mark.parametrize(
     "name", ["notes.txt", "x.xml", ".xml", "00000009.xml.bak", "-1.xml", "\u0663.xml",
-             pytest.param("\u00b2.xml", marks=pytest.mark.xfail(reason="int() takes no such digit", strict=True))]
+             "\u00b2.xml"]
 )  # fmt: skip
 def test_other_files_in_the_history_do_no_harm(store: FileStore, name: str) -> None:
     os.mkdir(store.history.folder)

@@ -138,17 +138,8 @@ def check_change(
     assert left_behind(store) == []
 
 
-BROKEN = {"replace": "`.old` stays when the rename fails, and the next save takes it for a former version"}
-
-
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
-@pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=BROKEN[name], strict=True) if name in BROKEN else ())
-        for name in FUNCTIONS
-    ],
-)
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("is_history_full", [False, True])
 def test_a_change_that_meets_a_fault_is_made_or_not(
     store: FileStore, caplog: pytest.LogCaptureFixture, function: str, error: int, is_history_full: bool
@@ -182,6 +173,75 @@ def test_a_fault_that_lasts(store: FileStore, caplog: pytest.LogCaptureFixture, 
         if fault.calls < at:
             break
     assert at > 1
+
+
+class DyingDisk:
+    """A disk on which nothing works from its call number `at` on."""
+
+    def __init__(self, at: int, number: int) -> None:
+        self.at = at
+        self.calls = 0
+        self._number = number
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Fail during the block."""
+        with pytest.MonkeyPatch.context() as patch:
+            for function in ("open", "fsync", "replace", "link", "pwrite", "rename", "unlink", "mkdir"):
+                patch.setattr(os, function, self._failing(getattr(os, function)))
+            yield
+
+    def _failing(self, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **more: object) -> object:
+            self.calls += 1
+            if self.calls >= self.at:
+                raise OSError(self._number, os.strerror(self._number))
+            return real(*arguments, **more)
+
+        return call
+
+
+def change_on(disk: DyingDisk, store: FileStore, registry: Registry) -> str:
+    """Change a property; check that what is said of it is true, and return that in short."""
+    editor, vm = Editor(registry, store), registry.find_vm("work")
+    old, before = Path(store.path).read_bytes(), content(registry)
+    try:
+        with disk.on():
+            editor.set_property(vm, "memory", str(500 + disk.at))
+    except StorageError as error:
+        assert content(registry) == before
+        if "may not last" in str(error):
+            assert Path(store.path + ".old").read_bytes() == old
+            assert Path(store.path).read_bytes() != old
+            return "may not last"
+        assert Path(store.path).read_bytes() == old
+        return "refused"
+    assert content(read(Path(store.path).read_bytes())) == content(registry)
+    return "made"
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS], ids=errno.errorcode.get)
+def test_a_disk_that_dies_at_any_call(store: FileStore, caplog: pytest.LogCaptureFixture, error: int) -> None:
+    """Not even the way back works: what is said of the file is true all the same, and nothing is lost."""
+    outcomes = []
+    registry = full_registry()
+    store.save(registry)
+    for at in range(1, 100):
+        disk = DyingDisk(at, error)
+        outcomes.append(change_on(disk, store, registry))
+        if outcomes[-1] == "may not last":
+            with pytest.raises(StorageError, match="another program"):
+                store.save(registry)
+            registry = store.load()
+        store.save(registry)
+        assert left_behind(store) == []
+        if disk.calls < at:
+            break
+    assert list(dict.fromkeys(outcomes)) == ["refused", "may not last", "made"]
+    assert outcomes == sorted(outcomes, key=["refused", "may not last", "made"].index)
+    assert len(caplog.records) == outcomes.count("made") - 1
+    for version in store.history.versions():
+        read(Path(version.path).read_bytes())
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
@@ -290,7 +350,6 @@ def test_when_the_folder_cannot_be_synced_the_old_file_is_back(
     assert "work" in [vm.name for vm in store.load()]
 
 
-@pytest.mark.xfail(reason="it says that the old file is intact, and the new one is in its place", strict=True)
 def test_when_it_cannot_be_put_back_nobody_says_that_it_was(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk becomes read-only right after the rename: the sync fails, and so does the way back."""
     store.save(store.load())
@@ -304,7 +363,6 @@ def test_when_it_cannot_be_put_back_nobody_says_that_it_was(store: FileStore, mo
     assert Path(store.path).read_bytes() == old or "the old file is intact" not in str(caught.value)
 
 
-@pytest.mark.xfail(reason="the copy that is put back is not the file that was read", strict=True)
 def test_where_there_are_no_links_it_can_be_saved_after_a_folder_was_not_synced(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,7 +393,6 @@ def test_where_there_are_no_links_former_versions_are_kept_all_the_same(
     assert left_behind(store) == []
 
 
-@pytest.mark.xfail(reason="half a copy stays as `.old`, and the next save takes it for a former version", strict=True)
 def test_where_there_are_no_links_half_a_copy_is_no_former_version(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,23 +414,65 @@ def test_where_there_are_no_links_half_a_copy_is_no_former_version(
         read(Path(version.path).read_bytes())
 
 
+@pytest.mark.parametrize(
+    "at",
+    [1, pytest.param(2, marks=pytest.mark.xfail(reason="only an OSError has the old file put back", strict=True))],
+)
 def test_an_error_that_is_none_of_the_systems_changes_nothing_either(
-    store: FileStore, monkeypatch: pytest.MonkeyPatch
+    store: FileStore, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """Ctrl-C while it is written."""
+    """Ctrl-C while the file, or its folder, is synced."""
     registry = full_registry()
     store.save(registry)
     old, before = Path(store.path).read_bytes(), content(registry)
+    real, calls = os.fsync, 0
 
-    def interrupt(_descriptor: int) -> None:
-        raise KeyboardInterrupt
+    def interrupt(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise KeyboardInterrupt
+        real(descriptor)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             Editor(registry, store).set_property(registry.find_vm("work"), "memory", "600")
     assert (Path(store.path).read_bytes(), content(registry), left_behind(store)) == (old, before, [])
-    FileStore(store.path, store.kernels_folder).lock.acquire("a tool", 0)
+    store.save(registry)  # the lock is free
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "open", "fsync", "fstat", "link", "replace",
+        pytest.param(
+            "unlink", marks=pytest.mark.xfail(reason="the new notes are there, and it says the old ones", strict=True)
+        ),
+    ],
+)  # fmt: skip
+def test_notes_that_meet_a_fault_are_written_or_not(store: FileStore, function: str) -> None:
+    store.save_notes("x", "0")
+    for at in range(1, 50):
+        old = store.notes("x")
+        fault = Fault(function, at, errno.EIO)
+        with fault.on():
+            try:
+                store.save_notes("x", str(at))
+                is_made = True
+            except StorageError as error:
+                is_made = False
+                assert "the old ones are intact" in str(error)  # noqa: PT017 - which call it was decides
+        assert store.notes("x") == (str(at) if is_made else old)
+        store.save_notes("x", str(at))
+        assert os.listdir(Path(store.path).parent / "notes") == ["x.txt"]
+        if fault.calls < at:
+            break
+    assert at > 1
+    fault = Fault("unlink", 1, errno.EIO)
+    with fault.on(), pytest.raises(StorageError):
+        store.save_notes("x", "")
+    assert store.notes("x") == str(at)
 
 
 @pytest.fixture
@@ -517,12 +616,13 @@ def test_kill_at_random_moments_leaves_a_whole_file(
     """300 workers save one number after the other until they are killed; no number that was acknowledged is lost."""
     vms, kills = 20, 300
     store.save(counting_registry(0, vms))
-    number, saves, found_next = 0, 0, 0
-    for _ in range(kills):
+    number, saves = 0, 0
+    for kill in range(kills):
         worker = process(save_for_ever(store.path, store.kernels_folder))
-        time.sleep(secrets.randbelow(40_000) / 1e6)
+        told = os.read(worker.report, 8) if kill % 2 else b""  # each second one has saved something for certain
+        time.sleep(secrets.randbelow(30_000) / 1e6)
         worker.kill()
-        told = worker.read_rest()
+        told += worker.read_rest()
         worker.close()
         assert len(told) % 8 == 0
         acknowledged = [int.from_bytes(told[at : at + 8], "big") for at in range(0, len(told), 8)]
@@ -530,9 +630,8 @@ def test_kill_at_random_moments_leaves_a_whole_file(
         last = number + len(acknowledged)
         number = check_whole(store, {last, last + 1}, vms)
         saves += len(acknowledged)
-        found_next += number == last + 1
     check_history(store)
-    assert saves > kills / 3
+    assert saves >= kills // 2
     registry = store.load()
     store.save(registry)
     assert left_behind(store) == []

@@ -106,6 +106,10 @@ def test_a_registry_with_every_class_and_property_comes_back() -> None:
     assert content(loaded) == content(registry)
     assert content(again(loaded)) == content(registry)
     assert write(loaded) == write(registry)
+    qids = [
+        int(str(element.get("id"))[len("domain-") :]) for element in etree.fromstring(write(registry)).iter("domain")
+    ]
+    assert qids == sorted(qids)
 
 
 def test_references_lead_to_the_vms_and_labels_of_the_new_registry() -> None:
@@ -217,15 +221,15 @@ def test_text_that_xml_cannot_hold_is_not_saved(tmp_path: Path, char: str) -> No
 PLACES = """<?xml version='1.0' encoding='utf-8'?>
 <qubes version="3.0"{root-attribute}>
   <labels{labels-attribute}>
-    <label id="label-1" color="0xcc0000"{label-attribute}>red</label>{labels}
+    <label id="label-1" color="0xcc0000"{label-attribute}>red{label}</label>{labels}
   </labels>
   <pools{pools-attribute}>
     <pool name="vm-pool" driver="qcow2"{pool-attribute}>{pool}</pool>{pools}
   </pools>
   <properties{properties-attribute}>
-    <property name="stats_interval"{property-attribute}>9</property>{properties}
+    <property name="stats_interval"{property-attribute}>9{property}</property>{properties}
   </properties>
-  <domains>{domains}
+  <domains{domains-attribute}>{domains}
     <domain id="domain-0" class="AdminVM"{dom0-attribute}>
       <properties><property name="label">red</property>{dom0-properties}</properties>
       <features>{dom0-features}</features>
@@ -239,18 +243,18 @@ PLACES = """<?xml version='1.0' encoding='utf-8'?>
         <property name="uuid">00000000-0000-4000-8000-000000000001</property>
         <property name="qid">5</property>
         <property name="label">red</property>
-        <property name="memory"{vm-property-attribute}>500</property>{vm-properties}
+        <property name="memory"{vm-property-attribute}>500{vm-property}</property>{vm-properties}
       </properties>
       <features{features-attribute}>
-        <feature name="a"{feature-attribute}>1</feature>{features}
+        <feature name="a"{feature-attribute}>1{feature}</feature>{features}
       </features>
       <devices class="pci"{devices-attribute}>
         <device backend-domain="dom0" id="00_1b.0"{device-attribute}>
-          <option name="o"{option-attribute}>1</option>
+          <option name="o"{option-attribute}>1{option}</option>
         </device>
       </devices>
       <tags{tags-attribute}>
-        <tag name="t"{tag-attribute}/>{tags}
+        <tag name="t"{tag-attribute}>{tag}</tag>{tags}
       </tags>
       <volume-config{volumes-attribute}>
         <volume name="r" pool="p" vid="v" size="1" revisions_to_keep="0" rw="True"{volume-attribute}>{volume}</volume>
@@ -276,18 +280,23 @@ ELEMENT_PLACES = [
 ]  # fmt: skip
 ATTRIBUTE_PLACES = ["root-attribute", "dom0-attribute", "vm-attribute", "device-attribute", "volume-attribute",
                     "pool-attribute"]  # fmt: skip
-LOST_PLACES = {
-    "pool": UNKNOWN, "volume": UNKNOWN,
+SMALL_PLACES = {
+    **dict.fromkeys([
+        "pool", "volume", "label", "property", "vm-property", "feature", "option", "tag",
+    ], UNKNOWN),
     **dict.fromkeys([
         "labels-attribute", "label-attribute", "pools-attribute", "properties-attribute", "property-attribute",
+        "domains-attribute",
         "vm-properties-attribute", "vm-property-attribute", "features-attribute", "feature-attribute",
         "devices-attribute", "option-attribute", "tags-attribute", "tag-attribute", "volumes-attribute",
     ], ATTRIBUTE),
 }  # fmt: skip
+LOST = {"label", "property", "vm-property", "feature", "tag", "domains-attribute"}
 ALL_PLACES = [
     *[(place, UNKNOWN) for place in ELEMENT_PLACES],
     *[(place, UNKNOWN + "<odd/>" + UNKNOWN) for place in ELEMENT_PLACES],
     *[(place, ATTRIBUTE) for place in ATTRIBUTE_PLACES],
+    *SMALL_PLACES.items(),
     *[(place, UNKNOWN_PROPERTY) for place in ("properties", "dom0-properties", "vm-properties")],
     *[("vm-properties", COMPUTED_PROPERTY.format(name)) for name in ("klass", "xid", "icon", "dns", "updateable")],
     *[("dom0-properties", COMPUTED_PROPERTY.format(name)) for name in ("klass", "vcpus", "memory")],
@@ -298,7 +307,7 @@ ALL_PLACES = [
 
 def filled(place: str = "", filling: str = "") -> bytes:
     text = PLACES
-    for name in (*ELEMENT_PLACES, *ATTRIBUTE_PLACES, *LOST_PLACES):
+    for name in (*ELEMENT_PLACES, *ATTRIBUTE_PLACES, *SMALL_PLACES):
         text = text.replace(f"{{{name}}}", filling if name == place else "")
     return text.encode()
 
@@ -308,7 +317,7 @@ def facts(data: bytes) -> Counter[tuple[str, str]]:
 
     def walk(element: etree._Element, path: str) -> Iterable[tuple[str, str]]:
         # Text between elements is layout where a container was read, and content where it was kept.
-        text = (element.text or "") if not len(element) or "/odd" in path else ""
+        text = element.text or ""
         path += f"/{element.tag}" + ("" if element.tag != "domain" else f"[{element.get('id')}]")
         yield path, f"{sorted(element.attrib.items())} {text if text.strip() or '/odd' in path else ''}"
         for child in element:
@@ -350,19 +359,18 @@ def test_the_document_is_otherwise_what_is_written() -> None:
     assert all(vm.foreign == {} for vm in registry)
 
 
-@pytest.mark.parametrize(("place", "filling"), ALL_PLACES, ids=[f"{n}-{p[0]}" for n, p in enumerate(ALL_PLACES)])
+@pytest.mark.parametrize(
+    ("place", "filling"),
+    [
+        pytest.param(
+            place, filling, id=f"{number}-{place}",
+            marks=pytest.mark.xfail(strict=True, reason="it gets lost") if place in LOST else (),
+        )
+        for number, (place, filling) in enumerate(ALL_PLACES)
+    ],
+)  # fmt: skip
 def test_what_is_unknown_is_carried_along(place: str, filling: str) -> None:
     data = filled(place, filling)
-    assert facts(data) != facts(filled())
-    check_carried(data)
-
-
-@pytest.mark.parametrize("place", LOST_PLACES)
-@pytest.mark.xfail(
-    reason="unknown attributes of known leaves, and elements in <pool> and <volume>, get lost", strict=True
-)
-def test_what_is_unknown_in_small_places_is_carried_along(place: str) -> None:
-    data = filled(place, LOST_PLACES[place])
     assert facts(data) != facts(filled())
     check_carried(data)
 
@@ -371,17 +379,28 @@ def test_what_is_unknown_in_small_places_is_carried_along(place: str) -> None:
     "place",
     [
         "root-attribute", "dom0-attribute", "vm-attribute",
-        *[
-            pytest.param(place, marks=pytest.mark.xfail(strict=True, reason="it is written in a form that is no XML"))
-            for place in ("pool-attribute", "volume-attribute", "device-attribute")
-        ],
+        "pool-attribute", "volume-attribute", "device-attribute", "feature-attribute", "label-attribute",
+        "vm-property-attribute", "tag-attribute", "tags-attribute", "labels-attribute",
     ],
 )  # fmt: skip
-def test_an_attribute_with_a_namespace_does_not_break_the_next_file(place: str) -> None:
-    for attribute in (' xml:lang="de"', ' xmlns:x="urn:x" x:odd="1"'):
-        registry = read(filled(place, attribute))
-        change_everything(registry)
-        assert content(again(registry)) == content(registry)
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        ' xml:lang="de"',
+        ' xmlns:x="urn:x" x:odd="1"',
+        ' xmlns:x="urn:x" xmlns:y="urn:y?a=&apos;&amp;b" x:odd="1" y:odd="2" xml:lang="de" xml:space="preserve"',
+        pytest.param(
+            ' xmlns:x="urn:x" x:odd="1" x:odder="2"',
+            marks=pytest.mark.xfail(reason="the prefix is declared twice, which is no XML", strict=True),
+        ),
+    ],
+)
+def test_an_attribute_with_a_namespace_does_not_break_the_next_file(place: str, attribute: str) -> None:
+    registry = read(filled(place, attribute))
+    change_everything(registry)
+    assert content(again(registry)) == content(registry)
+    assert content(again(again(registry))) == content(registry)
+    assert "odd" in write(registry).decode() or "odd" not in attribute
 
 
 def test_unchanged_vms_stay_as_the_file_had_them(tmp_path: Path) -> None:
@@ -546,6 +565,7 @@ def test_a_file_of_qubes_its_labels_pools_and_global_properties() -> None:
             (("volume_group", "qubes_dom0"), ("thin_pool", "vm-pool"), ("revisions_to_keep", "2")),
         ),
         "linux-kernel": PoolConfig("linux-kernel", "linux-kernel", (("dir_path", "/var/lib/qubes/vm-kernels"),)),
+        "qcow2-pool": PoolConfig("qcow2-pool", "qcow2"),
     }  # fmt: skip
     assert set_values(registry) == {
         "default_netvm": "sys-net", "default_template": "fedora", "clockvm": "sys-net", "updatevm": "sys-net",
@@ -628,7 +648,7 @@ def test_a_file_of_qubes_comes_back_and_can_be_changed() -> None:
     assert set_values(loaded.find_vm("default-dvm"))["netvm"] == "net2"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "iso-8859-1"])
 @pytest.mark.parametrize("version", ["", " version=''", " version='3'", " version='3.0'"])
 def test_encodings_and_versions_that_are_read(encoding: str, version: str) -> None:
     text = QUBES.replace("<qubes>", f"<qubes{version}>").replace("Linux", "L\u00ednux")
@@ -654,17 +674,31 @@ def test_the_built_in_labels_are_there_whatever_the_file_lists() -> None:
     assert content(again(registry)) == content(registry)
 
 
+@pytest.mark.parametrize(
+    ("pools", "added"),
+    [
+        ("", ["vm-pool qcow2", "linux-kernel linux-kernel"]),
+        ("<pool name='vm-pool' driver='file'/>", ["qcow2-pool qcow2", "linux-kernel linux-kernel"]),
+        ("<pool name='mine' driver='qcow2'/><pool name='k' driver='linux-kernel'/>", []),
+    ],
+)
+def test_each_driver_of_ours_has_a_pool(pools: str, added: list[str]) -> None:
+    registry = read(f"<qubes><pools>{pools}</pools></qubes>")
+    named = [f"{pool.name} {pool.driver}" for pool in registry.pools.values()]
+    assert named[pools.count("<pool") :] == added
+    assert content(again(registry)) == content(registry)
+
+
 def test_the_built_in_labels_and_pools_are_there_when_the_file_has_none() -> None:
     registry = read("<qubes/>")
     assert content(registry) == content(Registry())
     assert list(registry.pools.values()) == list(BUILT_IN_POOLS)
 
 
-@pytest.mark.xfail(reason="a built-in label whose number is taken is left out, and new VMs need it", strict=True)
 def test_vms_can_be_made_when_a_custom_label_has_a_built_in_number() -> None:
     registry = read("<qubes><labels><label id='label-1' color='0x123456'>crimson</label></labels></qubes>")
     vm = registry.create("StandaloneVM", "new", fresh_uuid(), None)
-    assert vm.label_name == "red"
+    assert (vm.label_name, registry.dom0.label_name) == ("red", "black")
     assert content(again(registry)) == content(registry)
 
 
@@ -894,7 +928,6 @@ def test_a_renamed_vm_is_renamed_wherever_it_is_named(is_learned: bool) -> None:
     assert not any(old in data.split(b"<volume-config>")[0] for old in (b">debian<", b">mother<", b">router<"))
 
 
-@pytest.mark.xfail(reason="names are compared in the order in which the properties were set", strict=True)
 def test_two_vms_that_swap_names_between_two_saves() -> None:
     registry = new_registry()
     one, two = add_vm(registry, "StandaloneVM", "one"), add_vm(registry, "StandaloneVM", "two")

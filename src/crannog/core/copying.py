@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _NOT_COPIED = (CREATED_BY, *FOLLOWING.values())
 _INHERITED = (
-    "virt_mode", "kernel", "kernelopts", "memory", "maxmem", "vcpus", "default_user", "qrexec_timeout",
+    "virt_mode", "bootmode", "kernel", "kernelopts", "memory", "maxmem", "vcpus", "default_user", "qrexec_timeout",
     "shutdown_timeout", "management_dispvm",
 )  # fmt: skip
 """Properties whose default is the template's value."""
@@ -35,12 +35,12 @@ def copy_settings(source: QubeBase, target: QubeBase) -> None:
 
 def keep_inherited(source: QubeBase, target: QubeBase) -> None:
     """Make the target's own what `source` has from its template, which the target will not have."""
-    for name in _INHERITED:
-        if name in target.declared() and source.is_default(name) and source.get(name) != target.get(name):
-            target.values[name] = source.get(name)
     template = source.template
     while template:
         for name, value in template.features.items():
             if name not in GUARDED:
                 target.features.setdefault(name, value)
         template = template.template
+    for name in _INHERITED:
+        if name in target.declared() and source.is_default(name) and source.get(name) != target.get(name):
+            target.values[name] = source.get(name)

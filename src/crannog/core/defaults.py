@@ -72,8 +72,11 @@ def maxmem(vm: LocalVM) -> object:
     memory = int(vm.get("memory"))
     if not is_balanced(vm):
         return memory
-    if vm.template and not vm.template.is_default("maxmem"):
-        return max(memory, vm.template.get("maxmem"))
+    template = vm.template
+    while template and template.is_default("maxmem"):
+        template = template.template
+    if template:
+        return max(memory, template.get("maxmem"))
     most = memory * LINUX_GROWTH if find_feature(vm, "os", via="template") == "Linux" else MAXMEM
     host = vm.registry.host.memory // 2
     return max(memory, min(most, host, MAX_MEMORY) if host else min(most, MAX_MEMORY))

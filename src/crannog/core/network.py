@@ -48,7 +48,8 @@ def default_ip(vm: LocalVM) -> str | None:
 
 def default_ip6(vm: LocalVM) -> str | None:
     """Return the IPv6 address; None unless a netvm, or the VM itself, has the feature `ipv6`."""
-    if not is_networked(vm) or not find_feature(vm, "ipv6", via="netvm") or vm.qid > _MOST:
+    number = vm.qid if vm.dispid is None else vm.dispid
+    if not is_networked(vm) or not find_feature(vm, "ipv6", via="netvm") or number > _MOST:
         return None
     host = f"a8a:{vm.dispid:x}" if vm.dispid is not None else f"a89:{vm.qid:x}"
     return str(IPv6Address(f"{_PREFIX6}:{host}"))

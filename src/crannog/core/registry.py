@@ -172,6 +172,9 @@ class Registry(Holder):
         """
         self.check_name_is_free(vm.name)
         rules.new_vm(self, vm)
+        vm.values["label"] = self.find_label(vm.label_name)
+        if any(other.values.get("dispid") == vm.values.get("dispid", -1) for other in self._by_name.values()):
+            vm.values["dispid"] = self.free_dispid()
         vm.values["qid"] = self._next_qid
         self.adopt(vm)
 

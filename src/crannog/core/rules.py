@@ -95,7 +95,22 @@ def _upstream(first: LocalVM | None, *, changing: LocalVM) -> Iterator[tuple[str
         name, vm = vm.name, None if vm is changing else vm.netvm
 
 
-def provider(holder: LocalVM | Registry, value: Any) -> None:  # noqa: ANN401 - any VM that a user names
+def find_netvm_loop(vms: Iterable[LocalVM]) -> LocalVM | None:
+    """Return a VM that is part of a loop of networks, or None. Each VM is looked at once."""
+    done: set[str] = set()
+    for vm in vms:
+        path: set[str] = set()
+        current: LocalVM | None = vm
+        while current is not None and current.uuid not in done:
+            if current.uuid in path:
+                return current
+            path.add(current.uuid)
+            current = current.netvm
+        done |= path
+    return None
+
+
+def provider(holder: object, value: Any) -> None:  # noqa: ANN401 - any VM that a user names
     """A netvm has `provides_network`."""
     del holder
     if value is not None and not ("provides_network" in value.declared() and value.get("provides_network")):
@@ -151,7 +166,15 @@ def _no_circle(name: str, vm: LocalVM, value: QubeBase | None) -> None:
 def _no_circle_by_default(name: str, registry: Registry, value: QubeBase | None) -> None:
     for vm in registry.local_vms():
         if name not in vm.values and vm is not value:
-            _no_circle(name, vm, value)
+            current, steps = value, 0
+            while current is not None and steps < len(registry):
+                if current is vm:
+                    raise ValueRefusedError(
+                        f"{value and value.name} cannot be the {name} of all others: {vm.name} would serve itself then"
+                    )
+                # Who follows the default is served by the new one; the new one itself by dom0.
+                follows = current is not value and name in current.declared()
+                current, steps = current.values.get(name, value if follows else None), steps + 1  # type: ignore[assignment]
 
 
 def disposable_template(holder: LocalVM | Registry, value: QubeBase | None) -> None:
@@ -206,6 +229,8 @@ def new_vm(registry: Registry, vm: QubeBase) -> None:
     registry.find_label(vm.label_name)
     if vm.is_template_based:
         template_class(vm, vm.template)
+    if vm.is_disposable:
+        disposable_template(registry, vm.template)
     for name, check in (("netvm", netvm), ("guivm", guivm), ("audiovm", audiovm)):
         if name in vm.values:
             check(vm, vm.values[name])  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import logging
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from crannog.core import events
@@ -83,7 +83,8 @@ class Population:
             try:
                 self._add(vm, created_by)
             except BaseException:
-                self._editor.set_notes(vm, "")
+                with suppress(StorageError):  # notes that nobody refers to do no harm
+                    self._editor.set_notes(vm, "")
                 raise
         return vm
 

@@ -42,8 +42,11 @@ class OfflineBackend:
 
     async def remove(self, vm: QubeBase) -> None:
         """Remove a halted VM with its volumes."""
-        await self._population.remove(vm)
-        discard_logs(self._paths, vm.name)
+        try:
+            await self._population.remove(vm)
+        finally:
+            if self.registry.find_uuid(vm.uuid) is None:
+                discard_logs(self._paths, vm.name)
 
     async def import_volume(self, vm: LocalVM, name: str, path: str) -> None:
         """Make the raw image at `path` the content of a halted VM's volume."""

@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from crannog.adapters.store import qubes_xml, xml_document
 from crannog.adapters.store.history import History
@@ -11,7 +11,7 @@ from crannog.adapters.store.lock import StoreLock
 from crannog.adapters.store.notes import NotesFolder
 from crannog.adapters.store.qubes_xml import Document
 from crannog.adapters.store.r4_writer import R4Writer
-from crannog.adapters.store.whole_file import write_whole
+from crannog.adapters.store.whole_file import NotPutBackError, write_whole
 from crannog.core.registry import Registry
 from crannog.errors import StorageError
 
@@ -108,12 +108,25 @@ class FileStore:
             with self.lock.held():
                 self._check_generation()
                 status = write_whole(self.path, data, self._check_generation, self.history.take)
+        except NotPutBackError as error:
+            raise StorageError(
+                f"the store {self.path} was written but may not last: {error.strerror}, and the old file, "
+                f"{self.path}.old, could not be put back; see to the disk, then stop crannogd and compare the two"
+            ) from error
         except OSError as error:
+            self._accept_put_back()
             raise StorageError(
                 f"the store {self.path} cannot be written: {error.strerror}; "
                 f"the change was not made, the old file is intact"
             ) from error
         self._generation = _generation_of(status)
+
+    def _accept_put_back(self) -> None:
+        """Take note that a file was put back as a copy, where the file system has no links."""
+        with suppress(OSError):
+            current = _generation_of(os.stat(self.path))
+            if current and self._generation and current[2:] == self._generation[2:]:
+                self._generation = current
 
     def _check_generation(self) -> None:
         try:

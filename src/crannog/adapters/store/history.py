@@ -37,7 +37,7 @@ class History:
         found = []
         for entry in os.scandir(self.folder) if os.path.isdir(self.folder) else ():
             stem = entry.name.removesuffix(_SUFFIX)
-            if stem.isdigit() and entry.name.endswith(_SUFFIX):
+            if stem.isascii() and stem.isdigit() and entry.name.endswith(_SUFFIX):
                 with contextlib.suppress(FileNotFoundError):  # another process may drop it meanwhile
                     status = entry.stat(follow_symlinks=False)
                     found.append(Version(int(stem), status.st_mtime, status.st_size, entry.path))

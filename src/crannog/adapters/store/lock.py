@@ -2,17 +2,19 @@
 
 import fcntl
 import os
-import threading
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from crannog.errors import DaemonError, StorageError
 
 DAEMON = "crannogd"
 WAIT = 30
 """Seconds to wait for a tool that holds the lock."""
-_GLANCE = 0.05
+_PAUSE = 0.003
+"""Seconds between two looks."""
+_SIGNED_BY_DAEMON = re.compile(DAEMON + r" \(process (\d+)\)")
 
 
 class StoreLock:
@@ -25,59 +27,82 @@ class StoreLock:
     def acquire(self, role: str, wait: float = WAIT) -> None:
         """Take the lock, as `role` (DAEMON, or a tool's name); wait for another tool, never for a daemon.
 
-        Raises DaemonError when a daemon has it, StorageError when a tool keeps it too long or the file cannot be made.
+        Raises DaemonError when a daemon has it, StorageError when a tool keeps it too long or the file cannot be used.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._descriptor = self._take(time.monotonic() + wait, wait)
+            self._sign(role)
         except OSError as error:
+            self.release()
             raise StorageError(f"the lock {self.path} cannot be used: {error.strerror}") from error
-        try:
-            if not _try(descriptor):
-                self._wait(descriptor, wait)
-            self._sign(descriptor, role)
         except BaseException:
-            os.close(descriptor)
+            self.release()
             raise
-        self._descriptor = descriptor
 
-    def _wait(self, descriptor: int, wait: float) -> None:
-        self._refuse_daemon(descriptor)
-        # In a thread, because it has to end: a waiting flock() gets its turn, where asking again and again may never.
-        waiter = threading.Thread(target=fcntl.flock, args=(descriptor, fcntl.LOCK_EX), daemon=True)
-        waiter.start()
-        deadline = time.monotonic() + wait
-        while waiter.is_alive() and time.monotonic() < deadline:
-            waiter.join(_GLANCE)
-            if waiter.is_alive():
-                self._refuse_daemon(descriptor)
-        if waiter.is_alive():
-            raise StorageError(
-                f"{self._holder(descriptor)} has been working on the store for {wait:.0f} s; wait for it, or end it"
-            )
+    def _take(self, deadline: float, wait: float) -> int:
+        """Return a descriptor that holds the lock of the file that is at the path."""
+        with ExitStack() as stack:
+            self._queue_up(stack, deadline)
+            while True:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                with ExitStack() as unless_taken:
+                    unless_taken.callback(os.close, descriptor)
+                    while not _try(descriptor):
+                        self._refuse_daemon(descriptor)
+                        if time.monotonic() >= deadline:
+                            raise StorageError(
+                                f"{self._holder(descriptor)} has been working on the store for {wait:g} s; "
+                                f"wait for it, or end it"
+                            )
+                        time.sleep(_PAUSE)
+                    if self._is_current(descriptor):
+                        unless_taken.pop_all()
+                        return descriptor
+                    # Somebody deleted the file meanwhile: the one that is in its place now counts.
+
+    def _queue_up(self, stack: ExitStack, deadline: float) -> None:
+        """Become the next to get the lock: who waits holds a lock on the folder, so that nobody can push in.
+
+        Without it, a process that lets go and takes again would leave the others no moment to look. A file system
+        where a folder cannot be locked has no queue.
+        """
+        folder = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, folder)
+        with suppress(OSError):
+            while not _try(folder) and time.monotonic() < deadline:
+                time.sleep(_PAUSE)
+
+    def _is_current(self, descriptor: int) -> bool:
+        """Tell whether the file that is open is the one at the path."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path))
+        except FileNotFoundError:
+            return False
 
     def _refuse_daemon(self, descriptor: int) -> None:
-        """Raise DaemonError when a daemon holds the lock. Who has just got it may not have signed yet: look twice."""
-        for _ in range(2):
-            if not self._holder(descriptor).startswith(DAEMON) or _try(descriptor):
-                return
-            time.sleep(_GLANCE / 5)
-        raise DaemonError(
-            f"{self._holder(descriptor)} runs for {os.path.dirname(self.path)} and owns the store; "
-            f"stop it with 'crannog daemon stop', or let it do the work: leave out --offline where you gave it"
-        )
+        """Raise DaemonError when a daemon holds the lock.
+
+        Who has just got it may not have signed yet: the signature of a daemon that is dead says nothing.
+        """
+        holder = self._holder(descriptor)
+        signature = _SIGNED_BY_DAEMON.fullmatch(holder)
+        if signature and os.path.exists(f"/proc/{signature[1]}"):
+            raise DaemonError(
+                f"{holder} runs for {os.path.dirname(self.path)} and owns the store; "
+                f"stop it with 'crannog daemon stop', or let it do the work: leave out --offline where you gave it"
+            )
 
     @staticmethod
     def _holder(descriptor: int) -> str:
         return os.pread(descriptor, 64, 0).decode("ascii", "replace").strip() or "a process"
 
-    @staticmethod
-    def _sign(descriptor: int, role: str) -> None:
+    def _sign(self, role: str) -> None:
         text = f"{role} (process {os.getpid()})"[:63]
         try:
             # In place and with a fixed width, which works on a full disk as well.
-            os.pwrite(descriptor, f"{text:<63}\n".encode("ascii", "replace"), 0)
+            os.pwrite(self._descriptor, f"{text:<63}\n".encode("ascii", "replace"), 0)
         except OSError as error:
-            raise StorageError(f"the lock cannot be written: {error.strerror}; free some space") from error
+            raise StorageError(f"the lock {self.path} cannot be written: {error.strerror}; free some space") from error
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -1,10 +1,13 @@
 """The parts of a VM in the R4 format: its identity, volumes, devices, and what is asked of its settings."""
 
 import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from uuid import UUID, uuid5
 
 from lxml import etree
 
+from crannog.adapters.store.xml_document import attributes_of
 from crannog.core import rules
 from crannog.core.devices import Assignment
 from crannog.core.kinds import BOOL, INT
@@ -52,23 +55,26 @@ def identify(vm: QubeBase, ident: str) -> None:
         raise StorageError(f"VM '{values.get('name')}' has a malformed UUID or qid")
 
 
-def check_settings(holder: Holder) -> None:
-    """Ask of what a file says what is asked of a user, where it could do harm; raises what the rules raise."""
+def checks_of(holder: Holder) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield what is to be asked of the settings that a file gives, each with the property that it is about.
+
+    Each raises what the rules raise. Loops of networks are looked for in all VMs at once, by core.rules.
+    """
     declared = holder.declared()
     for name, value in holder.values.items():
-        check = declared[name].check
+        check = rules.provider if name == "netvm" else declared[name].check
         if check and name not in _NOT_ASKED:
-            check(holder, value)
+            yield name, partial(check, holder, value)
     if isinstance(holder, QubeBase):
         if "virt_mode" in holder.values:
-            find_mode(str(holder.values["virt_mode"]))
+            yield "virt_mode", partial(find_mode, str(holder.values["virt_mode"]))
         if holder.is_template_based:
-            rules.template_class(holder, holder.template)
+            yield "template", partial(rules.template_class, holder, holder.template)
 
 
 def read_assignment(devclass: str, element: etree._Element) -> Assignment:
     """Return a device assignment with all its attributes and options."""
-    attributes = tuple((str(key), str(value)) for key, value in element.attrib.items())
+    attributes = tuple(attributes_of(element).items())
     options = tuple((option.get("name", ""), option.text or "") for option in element)
     return Assignment(devclass, attributes, options)
 
@@ -83,7 +89,9 @@ def read_volume(element: etree._Element) -> Volume:
     if size < 0:
         raise StorageError(f"volume '{name[:80]}' has a negative size")
     rw, snap, save = _flag(get("rw")), _flag(get("snap_on_start")), _flag(get("save_on_stop"))
-    extra = tuple((str(key), str(value)) for key, value in element.attrib.items() if key not in _VOLUME_KEYS)
+    extra: tuple[tuple[str, str], ...] = ()
+    if not _VOLUME_KEYS.issuperset(element.attrib):
+        extra = tuple((key, value) for key, value in attributes_of(element).items() if key not in _VOLUME_KEYS)
     return Volume(name, pool, vid, size, rw, snap, save, revisions, extra=extra)
 
 

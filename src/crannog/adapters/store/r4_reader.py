@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterator
 
 from lxml import etree
 
-from crannog.adapters.store.r4_parts import IDENTITY, check_settings, identify, read_assignment, read_volume
-from crannog.adapters.store.xml_document import line_of, raw
+from crannog.adapters.store.r4_foreign import Foreign
+from crannog.adapters.store.r4_parts import IDENTITY, checks_of, identify, read_assignment, read_volume
+from crannog.adapters.store.xml_document import attributes_of, line_of
+from crannog.core import rules
 from crannog.core.devices import Assignment
 from crannog.core.kinds import BOOL, INT, MAX_TEXT
 from crannog.core.labels import BUILT_IN, Label, check_label_name, parse_color
@@ -39,7 +41,7 @@ class R4Reader:
         self.registry = Registry()
         self.registry.kernels = kernels
         self._at = etree.Element("qubes")
-        self._kept: list[tuple[Holder, str, str]] = []
+        self._foreign = Foreign()
         self._ids: dict[str, str] = {}
         self._references: list[tuple[Holder, Property, etree._Element]] = []
         self._read: list[tuple[Holder, etree._Element]] = []
@@ -65,9 +67,9 @@ class R4Reader:
         self._add_built_in()
         self._read_properties(self.registry, parts.get("properties", ()))
         self._read_domains(parts.get("domains", ()))
-        self._keep_attributes(self.registry, root, ("version",))
+        self._foreign.keep_attributes(self.registry, root, ("version",))
         self._read.append((self.registry, root))
-        self._hand_over_kept()
+        self._foreign.hand_over()
         self._resolve()
         self._check_all()
 
@@ -78,7 +80,7 @@ class R4Reader:
             self._at = child
             tag = str(child.tag)
             if tag not in _PARTS:
-                self._keep(self.registry, "", child)
+                self._foreign.keep(self.registry, "", child)
             elif tag in parts:
                 raise StorageError(f"<{tag}> is there twice")
             else:
@@ -89,8 +91,10 @@ class R4Reader:
         registry = self.registry
         taken = {label.index for label in registry.labels.values()}
         for label in BUILT_IN:
-            if label.name not in registry.labels and label.index not in taken:
-                registry.labels[label.name] = label
+            if label.name not in registry.labels:
+                free = next(number for number in (label.index, *range(9, len(taken) + 18)) if number not in taken)
+                taken.add(free)
+                registry.labels[label.name] = Label(free, label.name, label.color)
         for pool in BUILT_IN_POOLS:
             if all(other.driver != pool.driver for other in registry.pools.values()):
                 name = pool.name if pool.name not in registry.pools else f"{pool.driver}-pool"
@@ -104,14 +108,16 @@ class R4Reader:
             if name in self.registry.labels:
                 raise StorageError(f"label '{name}' is there twice")
             self.registry.labels[name] = Label(index, name, parse_color(element.get("color", "")))
+            self._foreign.keep_attributes(self.registry, element, ("id", "color"), f"@label:{name}")
 
     def _read_pools(self, parent: Parent) -> None:
         for element in self._children(parent, "pool", self.registry):
-            values = {str(key): str(value) for key, value in element.attrib.items()}
+            values = attributes_of(element)
             name, driver = values.pop("name", ""), values.pop("driver", "")
             if not name or not driver or name in self.registry.pools:
                 raise StorageError(f"pool '{name}' has no name or driver, or is there twice")
             self.registry.pools[name] = PoolConfig(name, driver, tuple(values.items()))
+            self._foreign.keep_inside(self.registry, element, name)
 
     def _read_domains(self, parent: Parent) -> None:
         for element in self._children(parent, "domain", self.registry):
@@ -123,8 +129,10 @@ class R4Reader:
             raise StorageError(f"VMs of class '{klass[:80]}' are not known to this version")
         vm = self.registry.dom0 if klass == "AdminVM" else CLASSES[klass](self.registry)
         if klass == "AdminVM":
+            if any(holder is vm for holder, _ in self._read):
+                raise StorageError("dom0 is there twice")
             vm.values.clear()
-        self._keep_attributes(vm, element, ("class", "id"))
+        self._foreign.keep_attributes(vm, element, ("class", "id"))
         devices: list[Assignment] = []
         for child in element:
             self._at = child
@@ -138,21 +146,36 @@ class R4Reader:
             self.texts[vm.uuid] = text
 
     def _read_part(self, vm: QubeBase, child: etree._Element, devices: list[Assignment]) -> None:
-        tag = child.tag
-        if tag == "properties":
-            self._read_properties(vm, child)
-        elif tag == "features":
-            for element in self._children(child, "feature", vm):
-                vm.features[self._new_name(element, vm.features)] = self._text(element)
-        elif tag == "tags":
-            vm.tags.update(check_tag(element.get("name", "")) for element in self._children(child, "tag", vm))
-        elif tag == "volume-config":
-            for element in self._children(child, "volume", vm):
-                vm.volumes[self._new_name(element, vm.volumes)] = read_volume(element)
-        elif tag == "devices":
+        read = {
+            "properties": self._read_properties,
+            "features": self._read_features,
+            "tags": self._read_tags,
+            "volume-config": self._read_volumes,
+        }.get(str(child.tag))
+        if read:
+            read(vm, child)
+        elif child.tag == "devices":
             self._read_devices(vm, child, devices)
         else:
-            self._keep(vm, "", child)
+            self._foreign.keep(vm, "", child)
+
+    def _read_features(self, vm: QubeBase, parent: etree._Element) -> None:
+        for element in self._children(parent, "feature", vm):
+            name = self._new_name(element, vm.features)
+            vm.features[name] = self._text(element)
+            self._foreign.keep_attributes(vm, element, ("name",), f"@feature:{name}")
+
+    def _read_tags(self, vm: QubeBase, parent: etree._Element) -> None:
+        for element in self._children(parent, "tag", vm):
+            name = check_tag(element.get("name", ""))
+            vm.tags.add(name)
+            self._foreign.keep_attributes(vm, element, ("name",), f"@tag:{name}")
+
+    def _read_volumes(self, vm: QubeBase, parent: etree._Element) -> None:
+        for element in self._children(parent, "volume", vm):
+            name = self._new_name(element, vm.volumes)
+            vm.volumes[name] = read_volume(element)
+            self._foreign.keep_inside(vm, element, name)
 
     def _read_properties(self, holder: Holder, parent: Parent) -> None:
         declared, values, registry = holder.declared(), holder.values, self.registry
@@ -160,10 +183,11 @@ class R4Reader:
             name = element.get("name", "")
             known = declared.get(name)
             if known is None or (known.is_readonly and name not in IDENTITY):
-                self._keep(holder, "properties", element)
+                self._foreign.keep(holder, "properties", element)
                 continue
             if name in values:
                 raise StorageError(f"property '{name}' is there twice")
+            self._foreign.keep_attributes(holder, element, ("name", "ref"), f"@property:{name}")
             if known.kind.is_reference or element.get("ref"):
                 values[name] = None
                 self._references.append((holder, known, element))
@@ -175,10 +199,14 @@ class R4Reader:
             values[name] = known.normalise(value) if known.normalise and text else value
 
     def _read_devices(self, vm: QubeBase, parent: etree._Element, devices: list[Assignment]) -> None:
-        if any(child.tag != "device" or (child.text or "").strip() for child in parent) or any(
-            option.tag != "option" for child in parent for option in child
-        ):
-            self._keep(vm, "", parent)
+        is_plain = set(parent.attrib) <= {"class"} and all(
+            child.tag == "device"
+            and not (child.text or "").strip()
+            and all(option.tag == "option" and set(option.attrib) == {"name"} and not len(option) for option in child)
+            for child in parent
+        )
+        if not is_plain:
+            self._foreign.keep(vm, "", parent)
             return
         devices += [read_assignment(parent.get("class", ""), element) for element in parent]
 
@@ -206,29 +234,38 @@ class R4Reader:
             holder.values[declared.name] = declared.kind.parse("" if is_none else text, self.registry)
 
     def _check_all(self) -> None:
+        """Ask of what the file says what is asked of a user, where it could do harm."""
         for holder, element in self._read:
             self._at = element
-            check_settings(holder)
+            for name, check in checks_of(holder):
+                try:
+                    check()
+                except CrannogError as error:
+                    raise self._refusal(element, name, holder, error) from error
+        lost = rules.find_netvm_loop(self.registry.local_vms())
+        if lost is not None:
+            try:
+                rules.netvm(lost, lost.netvm)
+            except CrannogError as error:
+                element = next(element for holder, element in self._read if holder is lost)
+                raise self._refusal(element, "netvm", lost, error) from error
+
+    def _refusal(self, element: etree._Element, name: str, holder: Holder, error: CrannogError) -> StorageError:
+        """Return what says which property of whom is wrong, in the property's line."""
+        found = element.find(f"properties/property[@name='{name}']")
+        self._at = element if found is None else found
+        return StorageError(f"property '{name}' of {holder.title()}: {error}")
 
     def _children(self, parent: Parent, tag: str, holder: Holder) -> Iterator[etree._Element]:
         """Yield the children of that tag; each is then the place where something can be refused."""
+        if isinstance(parent, etree._Element):
+            self._foreign.keep_attributes(holder, parent, (), f"@{parent.tag}")
         for child in parent:
             self._at = child
             if child.tag == tag:
                 yield child
             else:
-                self._keep(holder, _place(parent), child)
-
-    def _keep(self, holder: Holder, place: str, element: etree._Element) -> None:
-        """Keep an element that this version does not know, to be written again in the same place."""
-        self._kept.append((holder, place, raw(element)))
-
-    def _hand_over_kept(self) -> None:
-        places: dict[tuple[Holder, str], list[str]] = {}
-        for holder, place, text in self._kept:
-            places.setdefault((holder, place), []).append(text)
-        for (holder, place), texts in places.items():
-            holder.foreign[place] = tuple(texts)
+                self._foreign.keep(holder, _place(parent), child)
 
     @staticmethod
     def _new_name(element: etree._Element, taken: Collection[str]) -> str:
@@ -243,13 +280,3 @@ class R4Reader:
         if len(text) > MAX_TEXT:
             raise StorageError(f"a value of {len(text)} characters is too long: at most {MAX_TEXT} can be kept")
         return text
-
-    @staticmethod
-    def _keep_attributes(holder: Holder, element: etree._Element, known: tuple[str, ...]) -> None:
-        more = tuple(
-            f"{key!s}={value!s}"
-            for key, value in element.attrib.items()
-            if key not in (*known, "") and "{" not in str(key)
-        )
-        if more:
-            holder.foreign["@"] = more

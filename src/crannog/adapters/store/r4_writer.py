@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
+from zlib import crc32
 
 from crannog.core.devices import Assignment
 from crannog.core.properties import Holder
@@ -28,6 +29,7 @@ _BLANKS = str.maketrans({"\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})
 """In an attribute these would all be read back as blanks (XML 1.0, section 3.3.3)."""
 
 _SHORT = 40
+_XML = "http://www.w3.org/XML/1998/namespace"
 _FLAGS = ("rw", "save_on_stop", "snap_on_start")
 _FIXED = frozenset({"name", "uuid", "qid"})
 
@@ -37,7 +39,7 @@ class _Written:
     """A VM as it was when it was written, and the bytes."""
 
     values: dict[str, object]
-    names: tuple[str, ...]
+    names: dict[str, str]
     features: dict[str, str]
     tags: set[str]
     volumes: dict[str, Volume]
@@ -68,11 +70,23 @@ class R4Writer:
     def to_bytes(self, registry: Registry) -> bytes:
         """Return the registry as the bytes of a file. Raises ValueError for text that XML cannot hold."""
         labels = [
-            _element("label", {"id": f"label-{label.index}", "color": label.color}, label.name)
+            _element(
+                "label",
+                {
+                    "id": f"label-{label.index}",
+                    "color": label.color,
+                    **_foreign_attributes(registry, f"@label:{label.name}"),
+                },
+                label.name,
+            )
             for label in registry.labels.values()
         ]
         pools = [
-            _element("pool", {"name": pool.name, "driver": pool.driver, **dict(pool.options)})
+            _with_inside(
+                f"<pool{_attributes({'name': pool.name, 'driver': pool.driver, **dict(pool.options)})}",
+                "pool",
+                registry.foreign.get(f"pool:{pool.name}", ()),
+            )
             for pool in registry.pools.values()
         ]
         attributes = _attributes({"version": FORMAT_VERSION, **_foreign_attributes(registry)})
@@ -102,9 +116,9 @@ class R4Writer:
             yield known.data
 
 
-def _names_in(vm: QubeBase) -> tuple[str, ...]:
+def _names_in(vm: QubeBase) -> dict[str, str]:
     """Return the names that the VM's references are written as: a VM that is renamed changes those that name it."""
-    return tuple(value.name for value in vm.values.values() if isinstance(value, QubeBase))
+    return {name: value.name for name, value in vm.values.items() if isinstance(value, QubeBase)}
 
 
 def _write(vm: QubeBase) -> _Written:
@@ -112,10 +126,10 @@ def _write(vm: QubeBase) -> _Written:
     attributes = {"id": f"domain-{vm.qid}", "class": vm.klass, **_foreign_attributes(vm)}
     lines.append(f"    <domain{_attributes(attributes)}>")
     lines += _container(vm, "properties", _properties(vm))
-    lines += _container(vm, "features", [_named("feature", n, v) for n, v in vm.features.items()])
+    lines += _container(vm, "features", [_leaf(vm, "feature", n, v) for n, v in vm.features.items()])
     lines += _devices(vm)
-    lines += _container(vm, "tags", [_named("tag", tag) for tag in sorted(vm.tags)])
-    lines += _container(vm, "volume-config", [_volume(volume) for volume in vm.volumes.values()])
+    lines += _container(vm, "tags", [_leaf(vm, "tag", tag) for tag in sorted(vm.tags)])
+    lines += _container(vm, "volume-config", [_volume(vm, volume) for volume in vm.volumes.values()])
     lines += [f"      {text}" for text in vm.foreign.get("", ())]
     lines.append("    </domain>\n")
     return _remember(vm, _encode("\n".join(lines)))
@@ -142,7 +156,27 @@ _quoted = lru_cache(maxsize=4096)(_quote)
 
 
 def _attributes(values: Mapping[str, str]) -> str:
-    return "".join([f" {name}={_quoted(value)}" for name, value in values.items()])
+    text = "".join([f" {name}={_quoted(value)}" for name, value in values.items()])
+    return text if "{" not in text else "".join(_qualified(name, value) for name, value in values.items())
+
+
+def _qualified(name: str, value: str) -> str:
+    """Return an attribute whose name may be of a namespace, as `{URI}NAME`; its prefix is declared where it stands."""
+    if not name.startswith("{"):
+        return f" {name}={_quote(value)}"
+    uri, _, local = name[1:].partition("}")
+    if uri == _XML:
+        return f" xml:{local}={_quote(value)}"
+    prefix = f"n{crc32(uri.encode()):x}"
+    return f" xmlns:{prefix}={_quote(uri)} {prefix}:{local}={_quote(value)}"
+
+
+def _leaf(holder: Holder, tag: str, name: str, text: str = "") -> str:
+    """Return an element with a name, a text, and the attributes that are not known of it."""
+    key = f"@{tag}:{name}"
+    if holder.foreign and key in holder.foreign:
+        return _element(tag, {"name": name, **_foreign_attributes(holder, key)}, text)
+    return _named(tag, name, text)
 
 
 def _element(tag: str, attributes: Mapping[str, str], text: str = "") -> str:
@@ -172,6 +206,7 @@ def _close(opened: str, tag: str, text: str) -> str:
 def _container(holder: Holder, tag: str, children: Iterable[str], attributes: str = "") -> list[str]:
     """Return the lines of an element that stands in a domain, what is not known of it last."""
     inside = [*children, *holder.foreign.get(tag, ())]
+    attributes += _attributes(_foreign_attributes(holder, f"@{tag}"))
     if not inside:
         return [f"      <{tag}{attributes}/>"]
     return [f"      <{tag}{attributes}>", *[f"        {child}" for child in inside], f"      </{tag}>"]
@@ -182,7 +217,7 @@ def _properties(holder: Holder) -> list[str]:
     values = holder.values
     skipped = _FIXED if isinstance(holder, QubeBase) and holder is holder.registry.dom0 else ()
     return [
-        _named("property", name, declared.kind.format(values[name]))
+        _leaf(holder, "property", name, declared.kind.format(values[name]))
         for name, declared in holder.declared().items()
         if name in values and name not in skipped
     ]
@@ -202,15 +237,22 @@ def _device(device: Assignment) -> str:
     return f"<device{attributes}>{options}</device>" if options else f"<device{attributes}/>"
 
 
-def _volume(volume: Volume) -> str:
+def _volume(vm: QubeBase, volume: Volume) -> str:
     """Return a volume as Qubes writes it: flags only where they are true."""
     flags = "".join([f' {name}="True"' for name in _FLAGS if getattr(volume, name)])
-    return (
+    opened = (
         f"<volume name={_quoted(volume.name)} pool={_quoted(volume.pool)} vid={_quote(volume.vid)}"
         f' size="{volume.size}" revisions_to_keep="{volume.revisions_to_keep}"{flags}'
-        f"{_attributes(dict(volume.extra)) if volume.extra else ''}/>"
+        f"{_attributes(dict(volume.extra)) if volume.extra else ''}"
     )
+    return _with_inside(opened, "volume", vm.foreign.get(f"volume:{volume.name}", ()))
 
 
-def _foreign_attributes(holder: Holder) -> dict[str, str]:
-    return {name: value for name, _, value in (pair.partition("=") for pair in holder.foreign.get("@", ()))}
+def _with_inside(opened: str, tag: str, inside: Iterable[str]) -> str:
+    text = "".join(inside)
+    return f"{opened}>{text}</{tag}>" if text else f"{opened}/>"
+
+
+def _foreign_attributes(holder: Holder, key: str = "@") -> dict[str, str]:
+    found = holder.foreign.get(key)
+    return {name: value for name, _, value in (pair.partition("\0") for pair in found)} if found else {}

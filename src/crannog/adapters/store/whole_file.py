@@ -13,6 +13,10 @@ from collections.abc import Callable
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
+class NotPutBackError(OSError):
+    """The new file is in its place, it is not known whether for good, and the old one could not be put back."""
+
+
 def discard(path: str) -> None:
     """Delete a file that may not be there; raises OSError when it is there and cannot be deleted."""
     with contextlib.suppress(FileNotFoundError):
@@ -26,9 +30,10 @@ def write_whole(
 
     `before` is asked right before the rename and may refuse by raising; `take_old` gets the old file under its second
     name and must take it away. Returns the new file's status. Raises OSError, or what `before` raises; then the old
-    file is in its place, and nothing else is left.
+    file is in its place, and nothing else is left. NotPutBackError says that this could not be reached.
     """
     temporary, old = path + ".new", path + ".old"
+    has_old = False
     try:
         status = _write_synced(temporary, data)
         before()
@@ -37,20 +42,28 @@ def write_whole(
         has_old = _give_second_name(path, old)
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        for left in (temporary, old) if has_old else (temporary,):
+            with contextlib.suppress(OSError):
+                os.unlink(left)
         raise
     try:
         sync_folder(os.path.dirname(path))
-    except OSError:
-        if has_old:
-            os.replace(old, path)
-        else:
-            os.unlink(path)
+    except OSError as error:
+        _put_back(path, old if has_old else "", error)
         raise
     if has_old:
         take_old(old)
     return status
+
+
+def _put_back(path: str, old: str, cause: OSError) -> None:
+    try:
+        if old:
+            os.replace(old, path)
+        else:
+            os.unlink(path)
+    except OSError as error:
+        raise NotPutBackError(cause.errno, cause.strerror) from error
 
 
 def _write_synced(path: str, data: bytes) -> os.stat_result:
@@ -71,7 +84,12 @@ def _give_second_name(path: str, name: str) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        shutil.copy2(path, name)
+        try:
+            shutil.copy2(path, name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)  # half a copy would be taken for a former version
+            raise
     return True
 
 
