@@ -58,7 +58,8 @@ def populate(count: int) -> Registry:
 
 def _new(registry: Registry, klass: str, name: str, template: QubeBase | None) -> LocalVM:
     vm = registry.create(klass, name, str(uuid.uuid4()), template)
-    assert isinstance(vm, LocalVM)
+    if not isinstance(vm, LocalVM):
+        raise TypeError(f"{name} is not a VM of this host")
     return vm
 
 

@@ -100,7 +100,6 @@ def test_a_disposable_has_the_address_of_its_dispid() -> None:
     assert vm.qid != 6629
 
 
-@pytest.mark.xfail(strict=True, reason="the qid of a disposable is asked, though its address is made of its dispid")
 def test_a_disposable_has_its_addresses_whatever_its_qid() -> None:
     """Numbers of VMs grow with every disposable; those of disposables are given again."""
     registry = new_registry()

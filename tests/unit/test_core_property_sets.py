@@ -380,7 +380,6 @@ def test_the_templates_own_maxmem_is_never_below_the_memory_of_its_vm() -> None:
     assert app.get("maxmem") == 800
 
 
-@pytest.mark.xfail(strict=True, reason="only what the template itself was set to counts, not what it has from its own")
 def test_a_disposable_can_grow_as_far_as_the_vm_it_is_made_from() -> None:
     registry = new_registry()
     template, app = template_and_app(registry)

@@ -206,7 +206,6 @@ def test_a_global_default_makes_no_loop(registry: Registry, kind: str) -> None:
     refuse(registry, lambda registry: do(registry, f"default_{kind}=work"), ValueRefusedError, words)
 
 
-@pytest.mark.xfail(strict=True, reason="the check follows the former default, which counts no longer")
 @pytest.mark.parametrize("kind", ["guivm", "audiovm"])
 def test_one_vm_that_serves_all_others_takes_over_from_another(registry: Registry, kind: str) -> None:
     do(registry, f"default_{kind}=alone default_{kind}=net")

@@ -521,7 +521,6 @@ async def test_the_number_of_a_cloned_disposable_says_nothing_either(world: Worl
     assert len(world.offered) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a number is chosen before the volumes are made, and not asked for again")
 @pytest.mark.parametrize("act", ["create", "clone"])
 async def test_disposables_that_are_made_at_once_get_different_numbers(world: World, act: str) -> None:
     await world.create("DispVM", "disp", "dvm")

@@ -416,7 +416,7 @@ def test_where_there_are_no_links_half_a_copy_is_no_former_version(
 
 @pytest.mark.parametrize(
     "at",
-    [1, pytest.param(2, marks=pytest.mark.xfail(reason="only an OSError has the old file put back", strict=True))],
+    [1, pytest.param(2)],
 )
 def test_an_error_that_is_none_of_the_systems_changes_nothing_either(
     store: FileStore, monkeypatch: pytest.MonkeyPatch, at: int
@@ -447,7 +447,7 @@ def test_an_error_that_is_none_of_the_systems_changes_nothing_either(
     [
         "open", "fsync", "fstat", "link", "replace",
         pytest.param(
-            "unlink", marks=pytest.mark.xfail(reason="the new notes are there, and it says the old ones", strict=True)
+            "unlink"
         ),
     ],
 )  # fmt: skip

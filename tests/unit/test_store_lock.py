@@ -209,7 +209,6 @@ def test_a_waiter_that_is_stopped_does_not_keep_others_out_for_ever(path: str, b
     assert waiting.read_line() == "held"
 
 
-@pytest.mark.xfail(reason="the lock that is held is given back when it cannot be taken again", strict=True)
 def test_who_holds_it_and_asks_again_goes_on_holding_it(path: str) -> None:
     lock = StoreLock(path)
     lock.acquire("a tool")

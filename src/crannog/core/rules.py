@@ -156,25 +156,28 @@ def _no_circle(name: str, vm: LocalVM, value: QubeBase | None) -> None:
     current = value
     while current is not None and current.uuid not in seen:
         if current is vm:
-            raise ValueRefusedError(
-                f"{value and value.name} cannot be the {name} of {vm.name}: {vm.name} would serve itself in the end"
-            )
+            raise _circle(name, vm, value)
         seen.add(current.uuid)
         current = current.get(name) if name in current.declared() else None
 
 
 def _no_circle_by_default(name: str, registry: Registry, value: QubeBase | None) -> None:
     for vm in registry.local_vms():
-        if name not in vm.values and vm is not value:
-            current, steps = value, 0
-            while current is not None and steps < len(registry):
-                if current is vm:
-                    raise ValueRefusedError(
-                        f"{value and value.name} cannot be the {name} of all others: {vm.name} would serve itself then"
-                    )
-                # Who follows the default is served by the new one; the new one itself by dom0.
-                follows = current is not value and name in current.declared()
-                current, steps = current.values.get(name, value if follows else None), steps + 1  # type: ignore[assignment]
+        if name in vm.values or vm is value:
+            continue
+        current, steps = value, 0
+        while current is not None and steps < len(registry):
+            if current is vm:
+                raise _circle(name, vm, value)
+            # Who follows the default is served by the new one; the new one itself by dom0.
+            follows = current is not value and name in current.declared()
+            current, steps = current.values.get(name, value if follows else None), steps + 1  # type: ignore[assignment]
+
+
+def _circle(name: str, vm: LocalVM, value: QubeBase | None) -> ValueRefusedError:
+    return ValueRefusedError(
+        f"{value and value.name} cannot be the {name} of {vm.name}: {vm.name} would serve itself in the end"
+    )
 
 
 def disposable_template(holder: LocalVM | Registry, value: QubeBase | None) -> None:
@@ -229,8 +232,8 @@ def new_vm(registry: Registry, vm: QubeBase) -> None:
     registry.find_label(vm.label_name)
     if vm.is_template_based:
         template_class(vm, vm.template)
-    if vm.is_disposable:
-        disposable_template(registry, vm.template)
+    if vm.is_disposable and vm.template and not vm.template.is_disposable_template():
+        raise ValueRefusedError(template_refusal(vm.name, type(vm), "", vm.template))
     for name, check in (("netvm", netvm), ("guivm", guivm), ("audiovm", audiovm)):
         if name in vm.values:
             check(vm, vm.values[name])  # type: ignore[arg-type]

@@ -29,6 +29,8 @@ class StoreLock:
 
         Raises DaemonError when a daemon has it, StorageError when a tool keeps it too long or the file cannot be used.
         """
+        if self._descriptor >= 0:
+            raise StorageError(f"the lock {self.path} is held by this very process already")
         try:
             self._descriptor = self._take(time.monotonic() + wait, wait)
             self._sign(role)

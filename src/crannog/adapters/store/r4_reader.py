@@ -109,6 +109,7 @@ class R4Reader:
                 raise StorageError(f"label '{name}' is there twice")
             self.registry.labels[name] = Label(index, name, parse_color(element.get("color", "")))
             self._foreign.keep_attributes(self.registry, element, ("id", "color"), f"@label:{name}")
+            self._foreign.keep_inside(self.registry, element, name)
 
     def _read_pools(self, parent: Parent) -> None:
         for element in self._children(parent, "pool", self.registry):
@@ -164,12 +165,14 @@ class R4Reader:
             name = self._new_name(element, vm.features)
             vm.features[name] = self._text(element)
             self._foreign.keep_attributes(vm, element, ("name",), f"@feature:{name}")
+            self._foreign.keep_inside(vm, element, name)
 
     def _read_tags(self, vm: QubeBase, parent: etree._Element) -> None:
         for element in self._children(parent, "tag", vm):
             name = check_tag(element.get("name", ""))
             vm.tags.add(name)
             self._foreign.keep_attributes(vm, element, ("name",), f"@tag:{name}")
+            self._foreign.keep_inside(vm, element, name)
 
     def _read_volumes(self, vm: QubeBase, parent: etree._Element) -> None:
         for element in self._children(parent, "volume", vm):
@@ -188,6 +191,7 @@ class R4Reader:
             if name in values:
                 raise StorageError(f"property '{name}' is there twice")
             self._foreign.keep_attributes(holder, element, ("name", "ref"), f"@property:{name}")
+            self._foreign.keep_inside(holder, element, name)
             if known.kind.is_reference or element.get("ref"):
                 values[name] = None
                 self._references.append((holder, known, element))

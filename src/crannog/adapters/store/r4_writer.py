@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
-from zlib import crc32
 
 from crannog.core.devices import Assignment
 from crannog.core.properties import Holder
@@ -70,15 +69,7 @@ class R4Writer:
     def to_bytes(self, registry: Registry) -> bytes:
         """Return the registry as the bytes of a file. Raises ValueError for text that XML cannot hold."""
         labels = [
-            _element(
-                "label",
-                {
-                    "id": f"label-{label.index}",
-                    "color": label.color,
-                    **_foreign_attributes(registry, f"@label:{label.name}"),
-                },
-                label.name,
-            )
+            _filled(registry, "label", label.name, {"id": f"label-{label.index}", "color": label.color}, label.name)
             for label in registry.labels.values()
         ]
         pools = [
@@ -93,7 +84,8 @@ class R4Writer:
         head = ["<?xml version='1.0' encoding='utf-8'?>", f"<qubes{attributes}>"]
         for tag, children in (("labels", labels), ("pools", pools), ("properties", _properties(registry))):
             head += [line[4:] for line in _container(registry, tag, children)]
-        head += ["  <domains>", *[f"    {text}" for text in registry.foreign.get("domains", ())]]
+        domains = _attributes(_foreign_attributes(registry, "@domains"))
+        head += [f"  <domains{domains}>", *[f"    {text}" for text in registry.foreign.get("domains", ())]]
         tail = ["  </domains>", *[f"  {text}" for text in registry.foreign.get("", ())], "</qubes>\n"]
         return b"".join([_encode("\n".join([*head, ""])), *self._vms(registry), _encode("\n".join(tail))])
 
@@ -157,26 +149,36 @@ _quoted = lru_cache(maxsize=4096)(_quote)
 
 def _attributes(values: Mapping[str, str]) -> str:
     text = "".join([f" {name}={_quoted(value)}" for name, value in values.items()])
-    return text if "{" not in text else "".join(_qualified(name, value) for name, value in values.items())
+    return _qualified(values) if "{" in text else text
 
 
-def _qualified(name: str, value: str) -> str:
-    """Return an attribute whose name may be of a namespace, as `{URI}NAME`; its prefix is declared where it stands."""
-    if not name.startswith("{"):
-        return f" {name}={_quote(value)}"
-    uri, _, local = name[1:].partition("}")
-    if uri == _XML:
-        return f" xml:{local}={_quote(value)}"
-    prefix = f"n{crc32(uri.encode()):x}"
-    return f" xmlns:{prefix}={_quote(uri)} {prefix}:{local}={_quote(value)}"
+def _qualified(values: Mapping[str, str]) -> str:
+    """Return attributes of which some may be of namespaces, as `{URI}NAME`; prefixes are declared where they stand."""
+    prefixes = {_XML: "xml"}
+    declared = ""
+    text = ""
+    for name, value in values.items():
+        if name.startswith("{"):
+            uri, _, local = name[1:].partition("}")
+            if uri not in prefixes:
+                prefixes[uri] = f"n{len(prefixes)}"
+                declared += f" xmlns:{prefixes[uri]}={_quote(uri)}"
+            name = f"{prefixes[uri]}:{local}"  # noqa: PLW2901
+        text += f" {name}={_quote(value)}"
+    return declared + text
 
 
 def _leaf(holder: Holder, tag: str, name: str, text: str = "") -> str:
-    """Return an element with a name, a text, and the attributes that are not known of it."""
-    key = f"@{tag}:{name}"
-    if holder.foreign and key in holder.foreign:
-        return _element(tag, {"name": name, **_foreign_attributes(holder, key)}, text)
-    return _named(tag, name, text)
+    """Return an element with a name, a text, and what is not known of it: attributes, and what stands in it."""
+    if not holder.foreign:
+        return _named(tag, name, text)
+    return _filled(holder, tag, name, {"name": name}, text)
+
+
+def _filled(holder: Holder, tag: str, name: str, attributes: Mapping[str, str], text: str) -> str:
+    opened = f"<{tag}{_attributes({**attributes, **_foreign_attributes(holder, f'@{tag}:{name}')})}"
+    inside = "".join(holder.foreign.get(f"{tag}:{name}", ()))
+    return f"{opened}>{_escape(text)}{inside}</{tag}>" if inside else _close(opened, tag, text)
 
 
 def _element(tag: str, attributes: Mapping[str, str], text: str = "") -> str:
@@ -198,9 +200,11 @@ _remembered = lru_cache(maxsize=8192)(_make_named)
 def _close(opened: str, tag: str, text: str) -> str:
     if not text:
         return opened + "/>"
-    if _NEEDS_ESCAPE.search(text):
-        text = escape(text, quote=False).translate(_RETURN)
-    return f"{opened}>{text}</{tag}>"
+    return f"{opened}>{_escape(text)}</{tag}>"
+
+
+def _escape(text: str) -> str:
+    return escape(text, quote=False).translate(_RETURN) if _NEEDS_ESCAPE.search(text) else text
 
 
 def _container(holder: Holder, tag: str, children: Iterable[str], attributes: str = "") -> list[str]:

@@ -37,8 +37,7 @@ def write_whole(
     try:
         status = _write_synced(temporary, data)
         before()
-        if os.path.lexists(old):
-            take_old(old)  # left by a crash after a rename: it is the version before the present one
+        _take_left(path, old, take_old)
         has_old = _give_second_name(path, old)
         os.replace(temporary, path)
     except BaseException:
@@ -48,22 +47,34 @@ def write_whole(
         raise
     try:
         sync_folder(os.path.dirname(path))
-    except OSError as error:
+    except BaseException as error:
         _put_back(path, old if has_old else "", error)
         raise
     if has_old:
-        take_old(old)
+        with contextlib.suppress(OSError):  # the file is written; what is left is taken the next time
+            take_old(old)
     return status
 
 
-def _put_back(path: str, old: str, cause: OSError) -> None:
+def _take_left(path: str, old: str, take_old: Callable[[str], None]) -> None:
+    """Take away what a crash has left: the version before the present one, or a second name of the present one."""
+    if not os.path.lexists(old):
+        return
+    if os.path.exists(path) and os.path.samefile(old, path):
+        os.unlink(old)
+    else:
+        take_old(old)
+
+
+def _put_back(path: str, old: str, cause: BaseException) -> None:
     try:
         if old:
             os.replace(old, path)
         else:
             os.unlink(path)
     except OSError as error:
-        raise NotPutBackError(cause.errno, cause.strerror) from error
+        number, reason = (cause.errno, cause.strerror) if isinstance(cause, OSError) else (error.errno, error.strerror)
+        raise NotPutBackError(number, reason) from error
 
 
 def _write_synced(path: str, data: bytes) -> os.stat_result:

@@ -40,12 +40,14 @@ def parse(data: bytes) -> etree._Element:
         raise StorageError(f"line {error.lineno or 0}: {reason}") from error
     except ValueError as error:
         raise StorageError(f"line 0: {error}") from error
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise StorageError("line 1: a document type definition is not allowed in it")
     return root
 
 
 def _check_cost(data: bytes) -> None:
     """Refuse what would cost too much before a parser sees it. What costs is counted in the raw bytes of ASCII text."""
-    encoding = _ENCODING.match(data[:200])
+    encoding = _ENCODING.match(data[: data.find(b"?>") + 2])
     if (
         data[:2] in (b"\xff\xfe", b"\xfe\xff")
         or b"\0" in data[:4]
