@@ -22,13 +22,16 @@ class Foreign:
 
     def keep_inside(self, holder: Holder, element: etree._Element, name: str) -> None:
         """Keep what stands in an element that has nothing in it as far as this version knows."""
-        for child in element:
+        for child in element if len(element) else ():
             self.keep(holder, f"{element.tag!s}:{name}", child)
 
     @staticmethod
     def keep_attributes(holder: Holder, element: etree._Element, known: tuple[str, ...], place: str = "@") -> None:
         """Keep the attributes that are not known."""
-        if any(key not in known for key in element.attrib):
+        names = element.keys()
+        if not names or (len(names) == 1 and names[0] in known):
+            return  # nearly always, and this is asked of every element
+        if any(key not in known for key in names):
             more = [f"{key}\0{value}" for key, value in attributes_of(element).items() if key not in known]
             holder.foreign[place] = tuple(more)
 
