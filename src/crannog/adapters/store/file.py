@@ -97,7 +97,8 @@ class FileStore:
         was read: what that program wrote would be lost.
         """
         try:
-            data = self._writer.to_bytes(registry)
+            with _no_collections():
+                data = self._writer.to_bytes(registry)
         except ValueError as error:
             raise StorageError(f"the change cannot be kept in {self.path}: {error}; nothing was changed") from error
         self.replace(data)

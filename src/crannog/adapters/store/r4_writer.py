@@ -210,7 +210,8 @@ def _escape(text: str) -> str:
 def _container(holder: Holder, tag: str, children: Iterable[str], attributes: str = "") -> list[str]:
     """Return the lines of an element that stands in a domain, what is not known of it last."""
     inside = [*children, *holder.foreign.get(tag, ())]
-    attributes += _attributes(_foreign_attributes(holder, f"@{tag}"))
+    if holder.foreign:
+        attributes += _attributes(_foreign_attributes(holder, f"@{tag}"))
     if not inside:
         return [f"      <{tag}{attributes}/>"]
     return [f"      <{tag}{attributes}>", *[f"        {child}" for child in inside], f"      </{tag}>"]
@@ -242,14 +243,19 @@ def _device(device: Assignment) -> str:
 
 
 def _volume(vm: QubeBase, volume: Volume) -> str:
-    """Return a volume as Qubes writes it: flags only where they are true."""
+    inside = vm.foreign.get(f"volume:{volume.name}", ()) if vm.foreign else ()
+    return _with_inside(_open_volume(volume), "volume", inside)
+
+
+@lru_cache(maxsize=4096)
+def _open_volume(volume: Volume) -> str:
+    """Return a volume's opening as Qubes writes it: flags only where they are true. Volumes change seldom."""
     flags = "".join([f' {name}="True"' for name in _FLAGS if getattr(volume, name)])
-    opened = (
+    return (
         f"<volume name={_quoted(volume.name)} pool={_quoted(volume.pool)} vid={_quote(volume.vid)}"
         f' size="{volume.size}" revisions_to_keep="{volume.revisions_to_keep}"{flags}'
         f"{_attributes(dict(volume.extra)) if volume.extra else ''}"
     )
-    return _with_inside(opened, "volume", vm.foreign.get(f"volume:{volume.name}", ()))
 
 
 def _with_inside(opened: str, tag: str, inside: Iterable[str]) -> str:
