@@ -27,9 +27,9 @@ def subject_of(holder: Holder) -> str:
     return getattr(holder, "name", "")
 
 
-def property_set(holder: Holder, declared: Property, new: Any, old: Any, *, has_old: bool) -> list[Event]:  # noqa: ANN401
-    """Return what is told when a property gets a value."""
-    subject, name = subject_of(holder), declared.name
+def property_set(holder: Holder, name: str, new: Any, old: Any, *, has_old: bool = True) -> list[Event]:  # noqa: ANN401
+    """Return what is told when a property gets a value, or another default."""
+    subject = subject_of(holder)
     arguments = {"name": name, "newvalue": str(new)} | ({"oldvalue": str(old)} if has_old else {})
     return [Event(subject, f"property-{when}:{name}", arguments) for when in ("pre-set", "set")] + _icon(subject, name)
 
@@ -50,12 +50,6 @@ def _icon(subject: str, name: str) -> list[Event]:
 def vm_renamed(old: str, new: str) -> list[Event]:
     """Return what is told after a VM's new name, so that lists by name are right: one has gone, one has come."""
     return [Event("", "domain-delete", {"vm": old}), Event("", "domain-add", {"vm": new})]
-
-
-def default_changed(holder: Holder, name: str, new: Any, old: Any) -> list[Event]:  # noqa: ANN401
-    """Return what is told of a VM whose property follows a global one that has changed."""
-    arguments = {"name": name, "newvalue": str(new), "oldvalue": str(old)}
-    return [Event(subject_of(holder), f"property-{when}:{name}", arguments) for when in ("pre-set", "set")]
 
 
 def feature_set(vm: str, name: str, value: str, old: str | None) -> list[Event]:

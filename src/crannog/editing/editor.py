@@ -84,7 +84,7 @@ class Editor:
         name, old = declared.name, holder.get(declared.name)
         with self._following(holder, name) as told:
             has_old = old is not None or declared.kind.is_reference
-            told.extend(events.property_set(holder, declared, value, old, has_old=has_old))
+            told.extend(events.property_set(holder, name, value, old, has_old=has_old))
             if name == "name" and isinstance(holder, QubeBase):
                 self.registry.rename(holder, str(value))
                 told.extend(events.vm_renamed(str(old), str(value)))
@@ -117,7 +117,7 @@ class Editor:
             yield told
             for vm, old in values.items():
                 if vm.get(shown) is not old:
-                    told.extend(events.default_changed(vm, shown, vm.get(shown), old))
+                    told.extend(events.property_set(vm, shown, vm.get(shown), old))
             for vm, old_tags in tags.items():
                 told.extend(self._retag(vm, old_tags, following_tags(vm)))
 

@@ -84,11 +84,16 @@ class FileStore:
         Raises StorageError.
         """
         try:
-            self._generation = _generation_of(os.stat(self.path))
-        except FileNotFoundError:
-            self._generation = None
+            self._generation = self._look()
         except OSError as error:
             raise StorageError(f"the store {self.path} cannot be used: {error.strerror}") from error
+
+    def _look(self) -> Generation:
+        """Return the generation of the file that is there now."""
+        try:
+            return _generation_of(os.stat(self.path))
+        except FileNotFoundError:
+            return None
 
     def save(self, registry: Registry) -> None:
         """Write the registry whole, and keep the version that it replaces.
@@ -125,16 +130,12 @@ class FileStore:
     def _accept_put_back(self) -> None:
         """Take note that a file was put back as a copy, where the file system has no links."""
         with suppress(OSError):
-            current = _generation_of(os.stat(self.path))
+            current = self._look()
             if current and self._generation and current[2:] == self._generation[2:]:
                 self._generation = current
 
     def _check_generation(self) -> None:
-        try:
-            current = _generation_of(os.stat(self.path))
-        except FileNotFoundError:
-            current = None
-        if current != self._generation:
+        if self._look() != self._generation:
             raise StorageError(
                 f"the store {self.path} was written by another program since it was read; the change was not made: "
                 f"have crannogd read the file anew with 'crannog daemon stop', then try again"
