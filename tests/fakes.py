@@ -4,7 +4,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crannog.adapters.storage.kernels import KernelPool
@@ -19,6 +19,7 @@ from crannog.core.domain import (
     DomainInfo,
     DomainSpec,
     DomainState,
+    DomainStats,
     DomainUsage,
     HostCapabilities,
 )
@@ -78,7 +79,25 @@ class FakeHypervisor:
 
     async def resume(self, uuid: str) -> None:
         self._fail_if_asked("resume")
-        self._listener(uuid, DomainState.RUNNING)
+        self._move(uuid, DomainState.RUNNING)
+
+    async def pause(self, uuid: str) -> None:
+        self._fail_if_asked("pause")
+        self._move(uuid, DomainState.PAUSED)
+
+    def _move(self, uuid: str, state: DomainState) -> None:
+        if uuid not in self.domain_states:
+            raise HypervisorError(f"{uuid} has no domain")
+        self.domain_states[uuid] = replace(self.domain_states[uuid], state=state)
+        self._listener(uuid, state)
+
+    async def statistics(self) -> list[DomainStats]:
+        self._fail_if_asked("statistics")
+        return [DomainStats(uuid, 409600, 409600, 5_000_000_000, 2) for uuid in self.domain_states]
+
+    async def console(self, uuid: str) -> str:
+        self._fail_if_asked("console")
+        return f"/dev/pts/{self.domain_states[uuid].xid}"
 
     async def destroy(self, uuid: str) -> None:
         self._fail_if_asked("destroy")
@@ -146,8 +165,8 @@ class Inside:
         kernels = KernelPool(self.paths.kernels)
         world = World(self.paths, self.store, self.hypervisor, self.agents, {DEFAULT_POOL: self.pool}, kernels)
         self.hypervisor.listen(self.machines.change)
-        self.lifecycle = Lifecycle(world, self.registry, self.machines)
-        self.inventory = Inventory(world, self.registry, self.machines, self.lifecycle)
+        self.inventory = Inventory(world, self.registry, self.machines)
+        self.lifecycle = self.inventory.lifecycle
 
     def reloaded(self) -> Registry:
         """Return the registry that the file on disk holds now."""

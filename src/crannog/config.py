@@ -12,6 +12,7 @@ import os
 from crannog.errors import StorageError, ValueRefusedError
 from crannog.shortpath import short_path
 
+SYSTEM_HOME = "/var/lib/crannog"
 ACCELERATORS = ("auto", "kvm", "tcg")
 
 
@@ -28,7 +29,7 @@ def _find_folder(variable: str, root_folder: str, xdg_variable: str, fallback: s
 
 def find_home() -> str:
     """Return the folder that holds all state, as an absolute path."""
-    return _find_folder("CRANNOG_HOME", "/var/lib/crannog", "XDG_DATA_HOME", "~/.local/share")
+    return _find_folder("CRANNOG_HOME", SYSTEM_HOME, "XDG_DATA_HOME", "~/.local/share")
 
 
 def find_cache() -> str:
@@ -53,10 +54,17 @@ class Paths:
         self.run = short_path(self.home) + "/run"
         self.daemon_lock = self.run + "/crannogd.lock"
         self.daemon_socket = self.run + "/crannogd.sock"
+        self.internal_socket = self.run + "/crannogd.internal.sock"
+        self.misc_socket = self.run + "/crannogd.misc.sock"
 
     def console_log(self, vm: str) -> str:
         """Return the file that holds what the VM `vm` wrote to its console at its last start."""
         return f"{self.logs}/console-{vm}.log"
+
+    @property
+    def is_system_wide(self) -> bool:
+        """Whether this is the home that serves the whole host, with sockets where other programs look for them."""
+        return self.home == SYSTEM_HOME
 
     def rpc_socket(self, vm: str) -> str:
         """Return the socket on which the VM's RPC process takes calls from this host."""
@@ -78,6 +86,10 @@ class Settings:
         self.accel = "auto"
         self.emulator = ""
         self.libvirt_uri = "qemu:///embed"
+        self.api_socket = ""
+        self.internal_socket = ""
+        self.misc_socket = ""
+        self.api_group = ""
 
     @classmethod
     def load(cls, path: str) -> "Settings":

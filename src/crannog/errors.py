@@ -8,15 +8,21 @@ The tree::
     |  `- PropertyRefusedError      2   a property cannot have that value
     |- NotFoundError                3   no such VM, property, label, pool, ...
     |  |- VMNotFoundError           3
+    |  |- UUIDRefusedError          3
     |  |- PropertyNotFoundError     3
     |  |- FeatureNotFoundError      3
     |  |- TagNotFoundError          3
-    |  `- LabelNotFoundError        3
+    |  |- LabelNotFoundError        3
+    |  `- DeviceNotAssignedError    3
     |- InUseError                   4   something else depends on it, or it exists already
-    |  `- LabelInUseError           4
+    |  |- LabelInUseError           4
+    |  |- PoolInUseError            4
+    |  `- DeviceAssignedError       4   the device is assigned already
     |- StateError                   5   the VM is in the wrong power state
     |  |- VMNotHaltedError          5
-    |  `- VMNotRunningError         5
+    |  |- VMNotRunningError         5
+    |  |- VMNotPausedError          5
+    |  `- VMNotSuspendedError       5
     |- StartError                   6   a VM could not be started; it is halted again
     |  `- AgentTimeoutError         7   its agent did not answer in time
     |- ShutdownTimeoutError         8
@@ -26,6 +32,7 @@ The tree::
     |- ProtocolError               12   a peer broke the wire format
     |- DeniedError                 13   the caller may not do that
     |- OfflineError                14   needs the hypervisor or the daemon
+    |- NotYetError                 15   this version of Crannog cannot do that
     `- RpcError                   125   the guest agent could not run the command (qrexec's own code)
 
 Each message is one sentence that names the thing, the cause and, where there is one, the next step.
@@ -72,6 +79,12 @@ class VMNotFoundError(NotFoundError):
     wire_name = "QubesVMNotFoundError"
 
 
+class UUIDRefusedError(NotFoundError):
+    """A VM was named by something that is no UUID."""
+
+    wire_name = "QubesVMInvalidUUIDError"
+
+
 class PropertyNotFoundError(NotFoundError):
     """VMs of that class do not have such a property."""
 
@@ -96,6 +109,12 @@ class LabelNotFoundError(NotFoundError):
     wire_name = "QubesLabelNotFoundError"
 
 
+class DeviceNotAssignedError(NotFoundError):
+    """The device is not assigned to the VM."""
+
+    wire_name = "DeviceNotAssigned"
+
+
 class InUseError(CrannogError):
     """Something depends on the thing, or the name is taken."""
 
@@ -107,6 +126,18 @@ class LabelInUseError(InUseError):
     """A VM has the label."""
 
     wire_name = "QubesLabelInUseError"
+
+
+class PoolInUseError(InUseError):
+    """A pool still has volumes, or is a default."""
+
+    wire_name = "QubesPoolInUseError"
+
+
+class DeviceAssignedError(InUseError):
+    """The device is assigned to the VM already."""
+
+    wire_name = "DeviceAlreadyAssigned"
 
 
 class StateError(CrannogError):
@@ -126,6 +157,18 @@ class VMNotRunningError(StateError):
     """The request needs a running VM."""
 
     wire_name = "QubesVMNotRunningError"
+
+
+class VMNotPausedError(StateError):
+    """The request needs a paused VM."""
+
+    wire_name = "QubesVMNotPausedError"
+
+
+class VMNotSuspendedError(StateError):
+    """The request needs a suspended VM."""
+
+    wire_name = "QubesVMNotSuspendedError"
 
 
 class StartError(CrannogError):
@@ -186,6 +229,13 @@ class OfflineError(CrannogError):
     """The operation needs the hypervisor or the daemon."""
 
     exit_code = 14
+
+
+class NotYetError(CrannogError):
+    """This version of Crannog cannot do that."""
+
+    exit_code = 15
+    wire_name = "QubesNotImplementedError"
 
 
 class RpcError(CrannogError):

@@ -10,7 +10,7 @@ import pytest
 from crannog.adapters.store import file as store_file
 from crannog.api.framing import Request
 from crannog.api.server import Server
-from crannog.api.table import find_method
+from crannog.api.table import answer
 from crannog.core.startup import StartRequest
 from crannog.errors import (
     CrannogError,
@@ -35,7 +35,7 @@ WORK = "name=work label=green"
 
 async def call(inside: Inside, method: str, vm: str = "dom0", argument: str = "", payload: str | bytes = "") -> str:
     data = payload.encode() if isinstance(payload, str) else payload
-    return (await find_method(method).call(inside.inventory, Request(method, argument, "dom0", vm, data))).decode()
+    return (await answer(inside.inventory, Request(method, argument, "dom0", vm, data))).decode()
 
 
 @pytest.fixture
@@ -367,7 +367,7 @@ async def test_stages_of_a_start(inside: Inside) -> None:
 
 
 async def test_a_screenshot_is_handed_on(inside: Inside) -> None:
-    await inside.inventory.start(inside.registry.local_vms()[1], StartRequest())
+    await inside.inventory.power.start(inside.registry.local_vms()[1], StartRequest())
     assert (await call(inside, "crannog.vm.Screenshot", "work")).startswith("P6 ")
     inside.hypervisor.failing = {"screenshot"}
     with pytest.raises(HypervisorError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crannog.api import server as server_module
+from crannog.api import connection as connection_module
 from crannog.api.framing import MAX_REQUEST
 from crannog.api.server import Server
 from tests.fakes import Inside, build_inside, short_folder, template_and_app
@@ -73,7 +73,19 @@ async def test_a_request_in_pieces(running: Running) -> None:
         (b"admin.vm.feature.Get+ dom0 name dom0\0", b"2\0ProtocolError\0ProtocolError\0expected an argument\0"),
         (
             b"admin.vm.feature.Get+a%b dom0 name dom0\0",
-            b"",
+            b"2\0QubesFeatureNotFoundError\0FeatureNotFoundError\0dom0 has no feature 'a%%b'\0",
+        ),
+        (
+            b"admin.vm.List+ nobody name dom0\0",
+            b"2\0QubesVMNotFoundError\0VMNotFoundError\0there is no VM 'nobody'; qvm-ls lists the VMs that there are\0",
+        ),
+        (
+            b"admin.vm.List+ dom0 name uuid:12\0",
+            b"2\0QubesVMInvalidUUIDError\0UUIDRefusedError\0'12' is not the UUID of a VM\0",
+        ),
+        (
+            b"internal.GetSystemInfo+ dom0 name dom0\0",
+            b"2\0ProtocolError\0ProtocolError\0no such method: 'internal.GetSystemInfo'\0",
         ),
         (
             b"admin.vm.feature.Get+a dom0 name work\0",
@@ -113,7 +125,7 @@ async def test_what_is_no_request_gets_no_byte(running: Running, request_: bytes
 
 
 async def test_a_request_that_never_ends_is_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection_module, "REQUEST_TIMEOUT", 0.05)
     assert await ask(running[0], LIST, half_close=False) == b""
 
 
@@ -146,7 +158,7 @@ async def test_an_error_of_our_own_is_told_and_logged(
 async def test_other_users_get_no_answer(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The peer is this process, run by root; for a daemon of another user any other uid is refused."""
     inside, _ = running
-    monkeypatch.setattr(server_module, "_is_same_user", lambda _writer: False)
+    monkeypatch.setattr(running[1], "admits", lambda _transport: False)
     assert await ask(inside, LIST) == b""
 
 

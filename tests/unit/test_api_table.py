@@ -6,14 +6,15 @@ import pytest
 
 from crannog.api.framing import Request
 from crannog.api.server import Server
-from crannog.api.table import METHODS, Destination, Presence, find_method
+from crannog.api.table import METHODS, Access, Destination, Presence, answer
 from crannog.errors import ProtocolError, VMNotFoundError
 from tests.fakes import Inside, build_inside, template_and_app
 
 # The words that end the names of all methods that change nothing.
 READING = (
     "List", "Get", "GetAll", "GetDefault", "Help", "CurrentState", "Info", "Index", "Table", "Screenshot",
-    "Diagnose", "Capabilities",
+    "Diagnose", "Capabilities", "Events", "Stats", "GetSystemInfo", "ListDrivers", "UsageDetails", "ListSnapshots",
+    "Available", "Assigned", "Attached",
 )  # fmt: skip
 NAMES = sorted(METHODS)
 
@@ -44,7 +45,7 @@ async def refuse(inside: Inside, name: str, **changes: str) -> str:
     values = {**fitting(name), **changes}
     request = Request(name, values["argument"], "dom0", values["destination"], values["payload"].encode())
     with pytest.raises(ProtocolError) as caught:
-        await find_method(name).call(inside.inventory, request)
+        await answer(inside.inventory, request, METHODS[name].family)
     return str(caught.value)
 
 
@@ -77,15 +78,21 @@ async def test_unknown_destination(inside: Inside, name: str) -> None:
     values = fitting(name)
     request = Request(name, values["argument"], "dom0", "nobody", values["payload"].encode())
     with pytest.raises(VMNotFoundError, match="'nobody'"):
-        await find_method(name).call(inside.inventory, request)
+        await answer(inside.inventory, request, METHODS[name].family)
 
 
 @pytest.mark.parametrize("name", ["", "admin.vm.list", "admin.vm.List+", "x" * 5000])
-def test_unknown_method(name: str) -> None:
+async def test_unknown_method(inside: Inside, name: str) -> None:
     with pytest.raises(ProtocolError, match=r"^no such method: '.{0,100}'$"):
-        find_method(name)
+        await answer(inside.inventory, Request(name, "", "dom0", "dom0", b""))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_writes_is_marked(name: str) -> None:
-    assert METHODS[name].is_writing is not (name.rpartition(".")[2] in READING or ".CheckWith" in name)
+def test_what_only_reads_is_marked(name: str) -> None:
+    is_reading = name.rpartition(".")[2] in READING or ".CheckWith" in name
+    assert (METHODS[name].access == Access.READ) is is_reading
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_says_what_it_does(name: str) -> None:
+    assert METHODS[name].help.endswith(".")

@@ -88,11 +88,11 @@ async def test_an_announcement_that_cannot_be_saved_is_taken_back(
 async def test_a_vm_that_is_killed_while_it_starts_is_halted_and_clean(inside: Inside) -> None:
     _, app = vms(inside)
     files = sorted(Path(inside.pool.folder).rglob("*"))
-    starting = asyncio.ensure_future(inside.inventory.start(app, StartRequest(wait=True)))
+    starting = asyncio.ensure_future(inside.inventory.power.start(app, StartRequest(wait=True)))
     await until(lambda: bool(inside.hypervisor.domain_states) and app.power_state == "Transient")
     with pytest.raises(VMNotHaltedError, match="being started already"):
-        await inside.inventory.start(app, StartRequest())
-    await asyncio.gather(inside.inventory.kill(app), inside.inventory.kill(app))
+        await inside.inventory.power.start(app, StartRequest())
+    await asyncio.gather(inside.inventory.power.kill(app), inside.inventory.power.kill(app))
     with pytest.raises(StartError, match="was killed while it started"):
         await starting
     assert app.power_state == "Halted"
@@ -102,7 +102,7 @@ async def test_a_vm_that_is_killed_while_it_starts_is_halted_and_clean(inside: I
 
 async def test_a_start_goes_on_when_its_caller_goes_away(inside: Inside) -> None:
     _, app = vms(inside)
-    caller = asyncio.ensure_future(inside.inventory.start(app, StartRequest()))
+    caller = asyncio.ensure_future(inside.inventory.power.start(app, StartRequest()))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):

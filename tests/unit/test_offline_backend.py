@@ -177,7 +177,7 @@ def test_refusals_are_those_of_the_daemon(client: OfflineClient) -> None:
     with pytest.raises(ProtocolError, match=r"no such method: 'admin\.nonsense'"):
         client.call("admin.nonsense")
     with pytest.raises(ProtocolError, match="expected destination to not be AdminVM"):
-        client.call("admin.vm.Start", "dom0")
+        client.call("admin.vm.notes.Get", "dom0")
     with pytest.raises(ProtocolError, match="longer than 65536"):
         client.call("admin.vm.notes.Set", "work", payload=b"x" * 70000)
 
@@ -303,7 +303,7 @@ def test_an_error_of_our_own_is_one_sentence(client: OfflineClient, monkeypatch:
     def fail(*_arguments: object, **_options: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(client.backend, "create", fail)
+    monkeypatch.setattr(client.backend.population, "create", fail)
     with pytest.raises(CrannogError) as caught:
         client.text("admin.vm.Create.StandaloneVM", payload="name=new")
     assert type(caught.value) is CrannogError

@@ -1,15 +1,15 @@
-"""Requests and responses as bytes (Admin API, sections 2 and 3). No I/O."""
+"""Requests, responses and events as bytes (Admin API, sections 2, 3 and 9). No I/O."""
 
-import re
 from dataclasses import dataclass
 
+from crannog.core.events import Event
 from crannog.errors import CrannogError, ProtocolError
 
 MAX_REQUEST = 65536
 """Largest request in bytes, header and payload together."""
 
-_METHOD = re.compile(r"[A-Za-z0-9_.-]+(\+[A-Za-z0-9_.+:@~-]*)?")
-_NAME = re.compile(r"[A-Za-z0-9_.:@-]+")
+CONNECTED = Event("", "connection-established")
+"""What every stream of events begins with."""
 
 
 @dataclass(frozen=True)
@@ -24,30 +24,27 @@ class Request:
 
 
 def parse_request(untrusted_data: bytes) -> Request:
-    """Return the call that the bytes up to EOF make; raise ProtocolError for anything else."""
+    """Return the call that the bytes up to EOF make; raise ProtocolError for anything else.
+
+    The header is printable ASCII. Whether the names in it are those of anything is for others to find out.
+    """
     if len(untrusted_data) > MAX_REQUEST:
         raise ProtocolError(f"the request is longer than {MAX_REQUEST} bytes")
     untrusted_header, separator, payload = untrusted_data.partition(b"\0")
-    try:
-        untrusted_parts = untrusted_header.decode("ascii").split(" ", 3)
-    except UnicodeDecodeError:
-        raise ProtocolError("the request's header is not ASCII") from None
-    if not separator or len(untrusted_parts) != 4:
-        raise ProtocolError("the request has no complete header")
-    untrusted_method, untrusted_source, untrusted_type, untrusted_destination = untrusted_parts
-    if not _METHOD.fullmatch(untrusted_method) or not _NAME.fullmatch(untrusted_source):
-        raise ProtocolError("the request's method or source is malformed")
-    method, _, argument = untrusted_method.partition("+")
-    destination = _parse_destination(untrusted_type, untrusted_destination)
-    return Request(method, argument, untrusted_source, destination, payload)
-
-
-def _parse_destination(untrusted_type: str, untrusted_destination: str) -> str:
-    if untrusted_type == "keyword" and untrusted_destination == "adminvm":
-        return "dom0"
-    if untrusted_type != "name" or not _NAME.fullmatch(untrusted_destination):
-        raise ProtocolError("the request's destination is malformed")
-    return untrusted_destination
+    if not separator:
+        raise ProtocolError("the request's header has no end")
+    if not untrusted_header.isascii() or not (header := untrusted_header.decode("ascii")).isprintable():
+        raise ProtocolError("the request's header is not printable ASCII")
+    words = header.split(" ", 3)
+    if len(words) != 4:
+        raise ProtocolError("the request's header has fewer than four words")
+    called, source, kind, destination = words
+    if kind == "keyword" and destination == "adminvm":
+        destination = "dom0"
+    elif kind != "name":
+        raise ProtocolError("the request's destination is neither a name nor the keyword adminvm")
+    method, _, argument = called.partition("+")
+    return Request(method, argument, source, destination, payload)
 
 
 def encode_ok(data: bytes) -> bytes:
@@ -64,3 +61,15 @@ def encode_error(error: CrannogError) -> bytes:
     message = str(error).replace("%", "%%").replace("\0", "")
     fields = (error.wire_name, type(error).__name__, message)
     return b"2\0" + b"".join(field.encode("utf-8", "replace") + b"\0" for field in fields)
+
+
+def encode_event(event: Event) -> bytes:
+    """Return an event as a stream of them has it. What is not ASCII, as readers expect, is written as an escape."""
+    words = [event.subject, event.name]
+    for key, value in event.arguments.items():
+        words += (key, value)
+    return b"1\0" + b"".join(_encode_word(word) + b"\0" for word in words) + b"\0"
+
+
+def _encode_word(word: str) -> bytes:
+    return word.replace("\0", "").encode("ascii", "backslashreplace")

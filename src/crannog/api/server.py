@@ -1,93 +1,92 @@
-"""The server: one connection, one call (Admin API, section 2)."""
+"""The server: unix sockets, and who may call there (Admin API, sections 1 and 2)."""
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import struct
 
+from crannog.api import methods
 from crannog.api.backend import Backend
-from crannog.api.framing import MAX_REQUEST, encode_error, encode_ok, parse_request
-from crannog.api.methods import find_method
-from crannog.errors import CrannogError, ProtocolError
+from crannog.api.connection import Connection
+from crannog.api.hangups import HangupWatch
+from crannog.api.table import Family
+from crannog.errors import DaemonError
 
-log = logging.getLogger(__name__)
+BACKLOG = 1024
+"""Connections that the kernel keeps for us while we are busy (listen(2))."""
 
-REQUEST_TIMEOUT = 30
-"""Seconds a client has to send its whole request."""
+_SO_PEERGROUPS = 59
+_GROUP = struct.Struct("I")
+_CREDENTIALS = struct.Struct("3i")
+
+assert methods.METHODS  # noqa: S101 - importing them is what declares them
 
 
 class Server:
-    """Answers calls on a unix socket that only this user can reach."""
+    """Answers calls on one unix socket. Without a group only its own user and root can reach it."""
 
-    def __init__(self, backend: Backend, path: str) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, path: str, family: Family = Family.PUBLIC, group: int | None = None) -> None:
+        """`group` is the number of the group whose members may call as well."""
+        self.backend = backend
+        self.family = family
+        self.connections: set[Connection] = set()
         self._path = path
+        self._group = group
+        self._user = os.geteuid()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen. The caller holds the daemon's lock, so a socket that is there is left from a dead daemon."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=MAX_REQUEST + 1, backlog=512)
-        os.chmod(self._path, 0o600)
+        """Listen; raises DaemonError when somebody else answers at the socket, or it cannot be made."""
+        self._check_free()
+        self.hangups = HangupWatch()
+        loop = asyncio.get_running_loop()
+        before = os.umask(0o177 if self._group is None else 0o117)
+        try:
+            self._server = await loop.create_unix_server(lambda: Connection(self), self._path, backlog=BACKLOG)
+            if self._group is not None:
+                os.chown(self._path, -1, self._group)
+        except OSError as error:
+            self.hangups.close()
+            raise DaemonError(f"crannogd cannot listen at {self._path}: {error.strerror}") from error
+        finally:
+            os.umask(before)
+
+    def _check_free(self) -> None:
+        """Delete a socket that a dead daemon left."""
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+            try:
+                probe.connect(self._path)
+            except OSError:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+                return
+        raise DaemonError(f"socket already exists: {self._path} is served by another program; stop that one first")
 
     async def stop(self) -> None:
-        """Stop listening and take the socket away. Calls that run are not waited for."""
-        if self._server:
-            self._server.close()
+        """Stop listening, take the socket away and end streams. Calls that run are not waited for."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        for connection in tuple(self.connections):
+            connection.abort()
+        self.hangups.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            reply = await self._answer(reader, writer)
-            if reply is not None:
-                writer.write(reply)
-                await writer.drain()
-        except (ConnectionError, TimeoutError):
-            log.debug("a client went away before its answer")
-        finally:
-            writer.close()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:
-        """Return the response's bytes, or None where the specification says: abort without an answer."""
-        async with asyncio.timeout(REQUEST_TIMEOUT):
-            untrusted_data = await _read_to_end(reader)
-        try:
-            if not _is_same_user(writer):
-                return None
-            request = parse_request(untrusted_data)
-        except ProtocolError as error:
-            log.warning("a request was refused: %s", error)
-            return None
-        log.debug("%s+%s of %s", request.method, request.argument, request.destination)
-        try:
-            return encode_ok(await find_method(request.method).call(self._backend, request))
-        except CrannogError as error:
-            log.info("%s of %s: %s", request.method, request.destination, error)
-            return encode_error(error)
-        except Exception:
-            log.exception("%s of %s ended with an error of our own", request.method, request.destination)
-            return encode_error(
-                CrannogError(f"crannogd failed inside {request.method}; its log says where: see 'crannog doctor'")
-            )
+    def admits(self, transport: asyncio.Transport) -> bool:
+        """Tell whether the peer is root, the daemon's own user or in the group (unix(7), SO_PEERCRED)."""
+        peer: socket.socket = transport.get_extra_info("socket")
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _pid, user, group = _CREDENTIALS.unpack(credentials)
+        return user in (0, self._user) or (self._group is not None and self._group in {group, *_groups_of(peer)})
 
 
-async def _read_to_end(reader: asyncio.StreamReader) -> bytes:
-    """Return what the client sent up to EOF, or up to one byte more than is allowed."""
-    untrusted_data = b""
-    while len(untrusted_data) <= MAX_REQUEST:
-        untrusted_chunk = await reader.read(MAX_REQUEST + 1 - len(untrusted_data))
-        if not untrusted_chunk:
-            break
-        untrusted_data += untrusted_chunk
-    return untrusted_data
-
-
-def _is_same_user(writer: asyncio.StreamWriter) -> bool:
-    """Tell whether the peer is root or the daemon's own user (unix(7), SO_PEERCRED)."""
-    peer: socket.socket = writer.get_extra_info("socket")
-    _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return uid in (0, os.geteuid())
+def _groups_of(peer: socket.socket) -> list[int]:
+    """Return the other groups of a peer, as they were when it connected (socket(7), SO_PEERGROUPS)."""
+    try:
+        data = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 256 * _GROUP.size)  # all that Python takes
+    except OSError:
+        return []
+    return [group for (group,) in _GROUP.iter_unpack(data)]

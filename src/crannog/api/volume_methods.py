@@ -1,6 +1,6 @@
-"""Methods about volumes, pools, kernels and the host (Admin API, section 6)."""
+"""Methods about volumes, pools and kernels (Admin API, section 6)."""
 
-from crannog.api.table import Call, Destination, Presence, method
+from crannog.api.table import Access, Call, Destination, Presence, method
 from crannog.core.templates import origin
 from crannog.errors import DeniedError
 
@@ -9,13 +9,13 @@ NEEDED = Presence.REQUIRED
 
 
 @method("admin.vm.volume.List", ANY)
-async def list_volumes(call: Call) -> str:
+def list_volumes(call: Call) -> str:
     """Return the names of the VM's volumes, a line each."""
     return "".join(f"{name}\n" for name in call.vm.volumes)
 
 
 @method("admin.vm.volume.Info", VM, argument=NEEDED)
-async def volume_info(call: Call) -> str:
+def volume_info(call: Call) -> str:
     """Return what is known of a volume, as `key=value` lines."""
     _check_volume(call)
     volume = call.vm.volumes[call.argument]
@@ -30,40 +30,27 @@ def _check_volume(call: Call) -> None:
         raise DeniedError(f"Argument not in '{call.vm.name} volumes'")
 
 
-@method("crannog.vm.volume.ImportFile", VM, argument=NEEDED, payload=NEEDED, is_writing=True)
+@method("crannog.vm.volume.ImportFile", VM, argument=NEEDED, payload=NEEDED, access=Access.WRITE)
 async def import_file(call: Call) -> None:
     """Make the raw image at the absolute path in the payload the content of a halted VM's volume."""
     _check_volume(call)
-    await call.backend.import_volume(call.local_vm, call.argument, call.path())
+    await call.backend.volumes.import_file(call.local_vm, call.argument, call.path())
 
 
-@method("crannog.kernel.Import", ADMIN, argument=NEEDED, payload=NEEDED, is_writing=True)
+@method("crannog.kernel.Import", ADMIN, argument=NEEDED, payload=NEEDED, access=Access.WRITE)
 async def import_kernel(call: Call) -> None:
     """Add the kernel in the folder whose absolute path is in the payload to pool linux-kernel."""
-    await call.backend.import_kernel(call.argument, call.path())
+    await call.backend.kernels.add(call.argument, call.path())
 
 
-@method("crannog.kernel.Remove", ADMIN, argument=NEEDED, is_writing=True)
+@method("crannog.kernel.Remove", ADMIN, argument=NEEDED, access=Access.WRITE)
 async def remove_kernel(call: Call) -> None:
     """Remove a kernel that nobody uses from pool linux-kernel."""
-    await call.backend.remove_kernel(call.argument)
-
-
-@method("crannog.Capabilities", ADMIN)
-async def capabilities(call: Call) -> str:
-    """Return what the host can run, as `key=value` lines."""
-    found = await call.backend.capabilities()
-    return f"accel={found.accel}\nhvm={found.has_hvm}\nemulator={found.emulator}\n"
-
-
-@method("crannog.Diagnose", ADMIN)
-async def diagnose(call: Call) -> str:
-    """Return what the host can and cannot do, a sentence a line."""
-    return "".join(line + "\n" for line in await call.backend.diagnose())
+    await call.backend.kernels.remove(call.argument)
 
 
 @method("admin.pool.volume.List", ADMIN, argument=NEEDED)
-async def list_pool_volumes(call: Call) -> str:
+def list_pool_volumes(call: Call) -> str:
     """Return the ids of a pool's volumes, a line each; those of linux-kernel are the kernels' names."""
     registry = call.backend.registry
     if call.argument == "linux-kernel":

@@ -65,6 +65,7 @@ class DomainSpec:
     disks: tuple[Disk, ...]
     channels: tuple[Channel, ...]
     console_log: str
+    """File that keeps what the guest writes to its console; the console itself is a terminal of this host."""
     kernel: str = ""
     initrd: str = ""
     kernelopts: str = ""
@@ -90,6 +91,21 @@ class DomainUsage:
     memory: int
     memory_max: int
     cpu_time: int
+
+
+@dataclass(frozen=True)
+class DomainStats:
+    """What a domain uses now: memory in KiB, `cpu_time` in ns since its start, processors that are online.
+
+    `used` is what the guest itself says it uses, swap included; None when it says nothing.
+    """
+
+    uuid: str
+    memory: int
+    memory_max: int
+    cpu_time: int
+    vcpus: int
+    used: int | None = None
 
 
 @dataclass(frozen=True)

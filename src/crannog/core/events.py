@@ -82,3 +82,38 @@ def vm_removed(vm: str) -> list[Event]:
 def volumes_removed(vm: str) -> list[Event]:
     """Return what is told when the volumes of a removed VM are gone as well."""
     return [Event(vm, "domain-remove-from-disk")]
+
+
+def start_began(vm: str, guid: str, memory: int) -> list[Event]:
+    """Return what is told when a VM begins to start; `memory` is in bytes."""
+    return [Event(vm, "domain-pre-start", {"start_guid": guid, "mem_required": str(memory)})]
+
+
+def domain_spawned(vm: str, guid: str, *, is_done: bool) -> list[Event]:
+    """Return what is told before and after a VM's domain is created."""
+    return [Event(vm, "domain-spawn" if is_done else "domain-pre-spawn", {"start_guid": guid})]
+
+
+def started(vm: str, guid: str = "") -> list[Event]:
+    """Return what is told when a VM runs. One that was started behind our back has no number of its start."""
+    return [Event(vm, "domain-start", {"start_guid": guid})]
+
+
+def start_failed(vm: str, reason: str) -> list[Event]:
+    """Return what is told when a VM could not be started."""
+    return [Event(vm, "domain-start-failed", {"reason": reason})]
+
+
+def shutdown_asked(vm: str, *, force: bool) -> list[Event]:
+    """Return what is told before a VM is asked to shut down."""
+    return [Event(vm, "domain-pre-shutdown", {"force": str(force)})]
+
+
+def shutdown_failed(vm: str, reason: str) -> list[Event]:
+    """Return what is told when a VM does not shut down."""
+    return [Event(vm, "domain-shutdown-failed", {"reason": reason})]
+
+
+def plain(vm: str, name: str) -> list[Event]:
+    """Return an event that says nothing but its name, such as `domain-paused`."""
+    return [Event(vm, name)]

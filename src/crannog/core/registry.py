@@ -5,6 +5,7 @@ What may be changed is said by core.rules; the registry asks it and keeps its in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -18,7 +19,9 @@ from crannog.core.properties import Holder, Property, collect
 from crannog.core.runtime import HostFacts, NothingRuns, Runtime
 from crannog.core.vms import ADMIN_NAME, ADMIN_UUID, CLASSES, AdminVM, LocalVM, QubeBase
 from crannog.core.volumes import DEFAULT_PRIVATE_SIZE, DEFAULT_ROOT_SIZE, Volume
-from crannog.errors import InUseError, LabelNotFoundError, ValueRefusedError, VMNotFoundError
+from crannog.errors import InUseError, LabelNotFoundError, UUIDRefusedError, ValueRefusedError, VMNotFoundError
+
+_UUID = re.compile(r"uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Registry(Holder):
@@ -55,8 +58,14 @@ class Registry(Holder):
         """Return the VMs that can run on this host."""
         return [vm for vm in self._by_name.values() if isinstance(vm, LocalVM)]
 
+    def by_name(self, name: str) -> QubeBase | None:
+        """Return the VM called `name`, or None."""
+        return self._by_name.get(name)
+
     def find_vm(self, name: str) -> QubeBase:
-        """Return the VM called `name` or `uuid:UUID`; raises VMNotFoundError."""
+        """Return the VM called `name` or `uuid:UUID`; raises UUIDRefusedError or VMNotFoundError."""
+        if name.startswith("uuid:") and not _UUID.fullmatch(name):
+            raise UUIDRefusedError(f"'{name[5:85]}' is not the UUID of a VM")
         vm = self._by_uuid.get(name[5:]) if name.startswith("uuid:") else self._by_name.get(name)
         if vm is None:
             raise VMNotFoundError(f"there is no VM '{name[:80]}'; qvm-ls lists the VMs that there are")

@@ -23,7 +23,9 @@ class Machines:
         self._xids: dict[str, int] = {}
         self._doing: dict[str, str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._waiting: dict[tuple[str, DomainState], set[asyncio.Future[None]]] = {}
+        self.on_change: Callable[[str, DomainState, DomainState], None] = lambda _uuid, _before, _after: None
+        """Called with each new state of a domain, and the one before; before the more special calls below."""
         self.on_ended: Callable[[str], None] = lambda _uuid: None
         self.on_stalled: Callable[[str], None] = lambda _uuid: None
         """Called when the hypervisor pauses a VM because a disk could not be written."""
@@ -47,17 +49,24 @@ class Machines:
 
     def change(self, uuid: str, state: DomainState) -> None:
         """Take over an event of the hypervisor."""
-        if state is not DomainState.ABSENT:
+        before = self.domain_state(uuid)
+        if state is DomainState.ABSENT:
+            self._forget(uuid)
+        else:
             self._states[uuid] = state
-            if state is DomainState.STALLED:
-                self.on_stalled(uuid)
-            return
-        self._states.pop(uuid, None)
-        self._xids.pop(uuid, None)
-        for future in self._waiting.pop(uuid, set()):
+        for future in self._waiting.pop((uuid, state), set()):
             if not future.done():
                 future.set_result(None)
-        self.on_ended(uuid)
+        if before is not state:
+            self.on_change(uuid, before, state)
+        if state is DomainState.STALLED:
+            self.on_stalled(uuid)
+        elif state is DomainState.ABSENT:
+            self.on_ended(uuid)
+
+    def _forget(self, uuid: str) -> None:
+        self._states.pop(uuid, None)
+        self._xids.pop(uuid, None)
 
     def has_domain(self, uuid: str) -> bool:
         """Tell whether the VM has a domain now."""
@@ -87,11 +96,18 @@ class Machines:
 
     async def ended(self, uuid: str) -> None:
         """Return when the VM has no domain any more; at once if it has none."""
-        if uuid not in self._states:
+        await self.reached(uuid, DomainState.ABSENT)
+
+    async def reached(self, uuid: str, state: DomainState) -> None:
+        """Return when the VM's domain is in that state; at once if it is."""
+        if self.domain_state(uuid) is state:
             return
         future = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(uuid, set()).add(future)
+        key = uuid, state
+        self._waiting.setdefault(key, set()).add(future)
         try:
             await future
         finally:
-            self._waiting.get(uuid, set()).discard(future)
+            self._waiting.get(key, set()).discard(future)
+            if not self._waiting.get(key, True):
+                del self._waiting[key]

@@ -14,12 +14,12 @@ from crannog.adapters.storage.drivers import open_pools
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.store.file import FileStore
 from crannog.adapters.store.lock import DAEMON
-from crannog.api.server import Server
 from crannog.config import Paths, Settings
 from crannog.core.registry import Registry
+from crannog.daemon.adoption import Adoption
 from crannog.daemon.inventory import Inventory
-from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
+from crannog.daemon.sockets import build_servers, raise_descriptor_limit, serving
 from crannog.daemon.stalls import StallWatch
 from crannog.daemon.world import World
 from crannog.errors import CrannogError, DaemonError, StorageError
@@ -91,9 +91,8 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     store, registry = open_store(paths)
     world = build_world(paths, settings, store, registry)
     machines = Machines()
-    lifecycle = Lifecycle(world, registry, machines)
+    inventory = Inventory(world, registry, machines)
     StallWatch(world.hypervisor, registry, machines)
-    inventory = Inventory(world, registry, machines, lifecycle)
     volumes = [volume for vm in registry for volume in vm.volumes.values()]
     for name, pool in world.pools.items():
         for sentence in await pool.recover(frozenset(volume.vid for volume in volumes if volume.pool == name)):
@@ -101,15 +100,15 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     discard_dead_sockets(paths.run)
     world.hypervisor.listen(machines.change)
     await world.hypervisor.open()
-    await lifecycle.adopt()
-    server = Server(inventory, paths.daemon_socket)
-    await server.start()
-    log.info("crannogd %s serves %s", __version__, paths.home)
-    if ready is not None:
-        announce_ready(ready)
-    await _until_told_to_stop()
-    await server.stop()
-    await lifecycle.abandon_starts()
+    await Adoption(inventory.lifecycle).adopt()
+    servers = build_servers(inventory, paths, settings)
+    raise_descriptor_limit()
+    async with serving(servers):
+        log.info("crannogd %s serves %s", __version__, paths.home)
+        if ready is not None:
+            announce_ready(ready)
+        await _until_told_to_stop()
+    await inventory.lifecycle.abandon_starts()
     await world.hypervisor.close()
 
 

@@ -2,17 +2,22 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
+from crannog.core.events import Event
 from crannog.core.volumes import Volume
 from crannog.editing.population import find_pool
 from crannog.ports.channel import AgentLinks
 from crannog.ports.hypervisor import Hypervisor
 from crannog.ports.storage import Pool
 from crannog.vmlogs import discard_logs
+
+Tell = Callable[[Iterable[Event]], None]
+"""Tells events to whoever listens."""
 
 
 @dataclass(frozen=True)

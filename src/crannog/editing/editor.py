@@ -1,7 +1,7 @@
 """The editor: every change of a setting is made in memory, saved, and only then told; one that fails is taken back."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from crannog.core import events, rules
@@ -32,14 +32,20 @@ class Editor:
         self._store = store
         self._listeners: list[Listener] = []
 
-    def listen(self, listener: Listener) -> None:
-        """Have `listener` called with each event, in order, after what it tells of was saved."""
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called with each event, in order, after what it tells of was saved; return what ends that."""
         self._listeners.append(listener)
+
+        def leave() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return leave
 
     def tell(self, told: Iterable[Event]) -> None:
         """Tell all listeners. One that fails is logged: the change is made, and the others must hear of it."""
         for event in told:
-            for listener in self._listeners:
+            for listener in tuple(self._listeners):
                 try:
                     listener(event)
                 except Exception:

@@ -14,6 +14,7 @@ from crannog.core.templates import origin
 from crannog.core.vms import QubeBase
 from crannog.core.volumes import Volume
 from crannog.editing.editor import Editor
+from crannog.editing.hold import Hold, hold_nothing
 from crannog.errors import StorageError
 from crannog.ports.storage import Pool
 
@@ -39,11 +40,17 @@ class Population:
         self,
         editor: Editor,
         pools: Mapping[str, Pool],
+        *,
+        hold: Hold = hold_nothing,
+        forget: Callable[[str], None] = lambda _name: None,
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
         choose: Callable[[list[int]], int] = secrets.choice,
     ) -> None:
+        """`forget` is called with the name of each VM that was removed, to clean up what is kept under it."""
         self._editor = editor
         self._pools = pools
+        self._hold = hold
+        self._forget = forget
         self._new_uuid = new_uuid
         self._choose = choose
 
@@ -69,6 +76,10 @@ class Population:
 
     async def clone(self, source: QubeBase, name: str, *, klass: str, created_by: str) -> QubeBase:
         """Make a VM with all settings of `source`, its notes, and copies of its volumes. The source must be halted."""
+        async with self._hold(source.uuid):
+            return await self._clone(source, name, klass, created_by)
+
+    async def _clone(self, source: QubeBase, name: str, klass: str, created_by: str) -> QubeBase:
         self._editor.check_halted(source, "be cloned")
         cls = self._registry.find_class(klass or source.klass)
         dispid = self._free_dispid() if cls.is_disposable else None
@@ -126,6 +137,14 @@ class Population:
 
         Volumes in pools that this host cannot serve stay where they are.
         """
+        async with self._hold(vm.uuid):
+            try:
+                await self._remove(vm)
+            finally:
+                if self._registry.find_uuid(vm.uuid) is None:
+                    self._forget(vm.name)
+
+    async def _remove(self, vm: QubeBase) -> None:
         self._editor.check_halted(vm, "be removed")
         with self._editor.change(self._registry) as told:
             self._registry.remove(vm)

@@ -42,7 +42,7 @@ class OfflineClient:
         header = f"{method}+{argument} dom0 name {destination}".encode("utf-8", "surrogateescape")
         request = parse_request(header + b"\0" + payload)
         try:
-            return asyncio.run(methods.find_method(request.method).call(self.backend, request))
+            return asyncio.run(methods.answer(self.backend, request))
         except CrannogError:
             raise
         except Exception as error:

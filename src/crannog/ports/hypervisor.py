@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainUsage, HostCapabilities
+from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainStats, DomainUsage, HostCapabilities
 
 StateListener = Callable[[str, DomainState], None]
 """Called in the event loop with a domain's UUID and its new state."""
@@ -36,6 +36,9 @@ class Hypervisor(Protocol):
     async def resume(self, uuid: str) -> None:
         """Let the CPUs run. An absent domain is an error."""
 
+    async def pause(self, uuid: str) -> None:
+        """Stop the CPUs. An absent domain is an error."""
+
     async def destroy(self, uuid: str) -> None:
         """End the domain at once. An absent domain is no error: what was wanted is true already."""
 
@@ -44,6 +47,12 @@ class Hypervisor(Protocol):
 
     async def usage(self, uuid: str) -> DomainUsage | None:
         """Return what the domain uses; None when it is absent."""
+
+    async def statistics(self) -> list[DomainStats]:
+        """Return what all domains use, in one bulk call."""
+
+    async def console(self, uuid: str) -> str:
+        """Return the path of the terminal that is the domain's console. An absent domain is an error."""
 
     async def screenshot(self, uuid: str) -> bytes:
         """Return the picture of the emulated screen as PPM (P6) or PNG bytes. An absent domain is an error."""

@@ -18,7 +18,7 @@ from crannog.adapters.libvirt.domain_xml import build_domain_xml
 from crannog.adapters.libvirt.embed import URI, EmbeddedRoot, isolation_gaps
 from crannog.adapters.libvirt.screenshot import take_screenshot
 from crannog.config import Paths, Settings
-from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainUsage, HostCapabilities
+from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainStats, DomainUsage, HostCapabilities
 from crannog.errors import HypervisorError
 from crannog.ports.hypervisor import StateListener
 
@@ -268,6 +268,16 @@ class LibvirtHypervisor:
         if not await self._ask(uuid, f"resuming {uuid}", resume):
             raise HypervisorError(f"{uuid} cannot be resumed: it has no domain (any more); start the VM again")
 
+    async def pause(self, uuid: str) -> None:
+        """Stop the CPUs. Raises HypervisorError, also when the domain is absent."""
+
+        def pause(domain: "libvirt.virDomain") -> bool:
+            domain.suspend()
+            return True
+
+        if not await self._ask(uuid, f"pausing {uuid}", pause):
+            raise HypervisorError(f"{uuid} cannot be paused: it has no domain (any more); start the VM again")
+
     async def destroy(self, uuid: str) -> None:
         """End the domain at once. An absent domain is no error."""
         await self._ask(uuid, f"destroying {uuid}", lambda domain: domain.destroy())
@@ -287,6 +297,17 @@ class LibvirtHypervisor:
             return DomainUsage(memory, memory_max, cpu_time)
 
         return await self._ask(uuid, f"reading the usage of {uuid}", measure)
+
+    async def statistics(self) -> list[DomainStats]:
+        """Return what all domains use, in one bulk call."""
+        return await self._run(lambda: driver.read_statistics(self._opened()))
+
+    async def console(self, uuid: str) -> str:
+        """Return the path of the domain's console. Raises HypervisorError, also for an absent domain."""
+        path = await self._ask(uuid, f"the console of {uuid}", console.find_terminal)
+        if not path:
+            raise HypervisorError(f"{uuid} has no console: it has no domain (any more), or was started without one")
+        return path
 
     async def screenshot(self, uuid: str) -> bytes:
         """Return the picture of the emulated screen as PPM. Raises HypervisorError, also for an absent domain."""

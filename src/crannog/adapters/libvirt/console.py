@@ -1,6 +1,7 @@
 """Console logs: what a guest writes to its serial port, kept within bounds.
 
-QEMU appends to the file for as long as the guest writes. Nothing in QEMU or libvirt limits that without another daemon
+The port is a terminal of this host, for those who want to work at the console; QEMU keeps a log of it besides. It
+appends to the file for as long as the guest writes. Nothing in QEMU or libvirt limits that without another daemon
 (virtlogd), so the adapter shortens the files now and then.
 """
 
@@ -47,8 +48,17 @@ def shorten_log(path: str, limit: int = LIMIT_BYTES, kept: int = KEPT_BYTES) -> 
 
 def find_console(domain: "libvirt.virDomain") -> str:
     """Return the path of a running domain's console log, empty when it has none. Raises libvirtError."""
+    return _find(domain, "devices/serial/log", "file")
+
+
+def find_terminal(domain: "libvirt.virDomain") -> str:
+    """Return the path of the terminal that is a running domain's console, empty when it has none."""
+    return _find(domain, "devices/serial[@type='pty']/source", "path")
+
+
+def _find(domain: "libvirt.virDomain", place: str, attribute: str) -> str:
     from lxml import etree
 
     # The XML is libvirt's own, made from ours: no guest has a hand in it.
-    source = etree.fromstring(domain.XMLDesc(0)).find("devices/serial/source")
-    return "" if source is None else source.get("path", "")
+    element = etree.fromstring(domain.XMLDesc(0)).find(place)
+    return "" if element is None else element.get(attribute, "")

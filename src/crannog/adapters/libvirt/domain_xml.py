@@ -98,8 +98,8 @@ def _controllers() -> Iterable[Element]:
 
 def _console(spec: DomainSpec) -> Element:
     # Appending, so that the log can be shortened while the guest writes (console.py); it is emptied before a start.
-    source = _element("source", path=spec.console_log, append="on")
-    return _element("serial", source, _element("target", port="0"), type="file")
+    log = _element("log", file=spec.console_log, append="on")
+    return _element("serial", log, _element("target", port="0"), type="pty")
 
 
 def _channel(channel: Channel) -> Element:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from crannog.core.domain import DomainInfo, DomainState
+from crannog.core.domain import DomainInfo, DomainState, DomainStats
 from crannog.errors import HypervisorError
 
 if TYPE_CHECKING:
@@ -106,6 +106,30 @@ def to_state(number: int, reason: int) -> DomainState:
 def describe(domain: "libvirt.virDomain", state: int, reason: int) -> DomainInfo:
     """Return what is to be known of a domain in the given state."""
     return DomainInfo(domain.UUIDString(), domain.name(), to_state(state, reason), domain.ID())
+
+
+def read_statistics(connection: "libvirt.virConnect") -> list[DomainStats]:
+    """Return what all running domains use (virConnectGetAllDomainStats). Raises HypervisorError."""
+    import libvirt
+
+    wanted = libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_VCPU
+    try:
+        found = connection.getAllDomainStats(wanted, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE)
+    except libvirt.libvirtError as error:
+        raise HypervisorError(f"reading the statistics of all domains failed: {error}") from error
+    return [_to_stats(domain.UUIDString(), values) for domain, values in found]
+
+
+def _to_stats(uuid: str, values: dict[str, int]) -> DomainStats:
+    available, unused = values.get("balloon.available"), values.get("balloon.unused")
+    return DomainStats(
+        uuid,
+        memory=values.get("balloon.current", 0),
+        memory_max=values.get("balloon.maximum", 0),
+        cpu_time=values.get("cpu.time", 0),
+        vcpus=values.get("vcpu.current", 1),
+        used=available - unused if available is not None and unused is not None else None,
+    )
 
 
 def to_news(event: int, detail: int) -> DomainState | None:

@@ -1,0 +1,14 @@
+"""Whether a VM may be shut down now: a question to the model, like the checks of a start."""
+
+from crannog.core.vms import LocalVM
+from crannog.errors import InUseError
+
+
+def check_shutdown(vm: LocalVM, active: frozenset[str]) -> None:
+    """Raise InUseError when VMs that are not halted get their network from this one; `active` are their UUIDs."""
+    users = [other.name for other in vm.registry.local_vms() if other.uuid in active and other.netvm is vm]
+    if users:
+        raise InUseError(
+            f"{vm.name} was not shut down: {', '.join(users[:5])} get their network from it; shut them down first, "
+            f"or add --force"
+        )

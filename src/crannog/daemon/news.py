@@ -1,0 +1,118 @@
+"""What the hypervisor tells of VMs, told on as events. Every way in which a VM can end comes by here."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from crannog.core import events
+from crannog.core.domain import DomainState
+from crannog.core.registry import Registry
+from crannog.core.startup import chosen_user
+from crannog.core.vms import LocalVM
+from crannog.daemon.machines import Machines
+from crannog.daemon.world import Tell, World
+from crannog.errors import CrannogError
+
+log = logging.getLogger(__name__)
+
+_GOING = {DomainState.RUNNING: "domain-unpaused", DomainState.PAUSED: "domain-paused"}
+_GOING |= dict.fromkeys((DomainState.STALLED, DomainState.SUSPENDED), "domain-paused")
+"""What is told when a domain that was there before gets into a state."""
+
+
+class News:
+    """Follows the states of domains, and cleans up after those that have ended."""
+
+    def __init__(
+        self,
+        world: World,
+        registry: Registry,
+        machines: Machines,
+        tell: Tell,
+        *,
+        is_starting: Callable[[str], bool],
+    ) -> None:
+        """`is_starting` tells whether a start of the VM with that UUID goes on: that start then sees to its end."""
+        self.world = world
+        self.registry = registry
+        self.machines = machines
+        self._tell = tell
+        self._is_starting = is_starting
+        self.ours: set[str] = set()
+        """UUIDs of the domains that are known to be there: one that is not was started behind our back."""
+        self.on_halted: Callable[[LocalVM], None] = lambda _vm: None
+        """Called with a VM that has ended, after everything of it was cleaned up and told."""
+        self._cleanups: dict[str, asyncio.Task[None]] = {}
+        self._chores: set[asyncio.Future[Any]] = set()
+        machines.on_change = self._note_change
+        machines.on_ended = self.note_end
+
+    def _note_change(self, uuid: str, before: DomainState, after: DomainState) -> None:
+        vm = self.registry.find_uuid(uuid)
+        if not isinstance(vm, LocalVM):
+            return
+        if before is DomainState.ABSENT:
+            if uuid not in self.ours:
+                self.ours.add(uuid)
+                self.keep(asyncio.ensure_future(self._take_in(vm, after)))
+        elif after is DomainState.ABSENT:
+            if not self._is_starting(uuid):
+                self._tell(events.plain(vm.name, "domain-stopped"))
+        elif _GOING.get(after) and _GOING.get(after) != _GOING.get(before):
+            is_woken = before is DomainState.SUSPENDED
+            self._tell(events.plain(vm.name, _GOING[after]) + events.plain(vm.name, "domain-resumed")[: int(is_woken)])
+
+    async def _take_in(self, vm: LocalVM, state: DomainState) -> None:
+        """Take over a VM that somebody started behind our back."""
+        log.warning("%s: was started by somebody else", vm.name)
+        self._tell(events.started(vm.name))
+        if state is DomainState.PAUSED:
+            self._tell(events.plain(vm.name, "domain-paused"))
+        for info in await self.world.hypervisor.domains():
+            if info.uuid == vm.uuid:
+                self.machines.note(info)
+                await self.world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
+
+    def note_end(self, uuid: str) -> None:
+        """Clean up after a VM that has ended."""
+        vm = self.registry.find_uuid(uuid)
+        if isinstance(vm, LocalVM) and not self._is_starting(uuid):
+            self.ours.discard(uuid)
+            task = self._cleanups[uuid] = asyncio.ensure_future(self._clean_up(vm))
+            self.keep(task)
+            task.add_done_callback(lambda _task: self._forget_cleanup(uuid, task))
+
+    async def _clean_up(self, vm: LocalVM) -> None:
+        async with self.machines.lock(vm.uuid):
+            if self.machines.has_domain(vm.uuid):
+                return
+            log.info("%s: ended", vm.name)
+            await self.release(vm)
+            self._tell(events.plain(vm.name, "domain-shutdown"))
+        self.on_halted(vm)
+
+    def _forget_cleanup(self, uuid: str, task: asyncio.Task[None]) -> None:
+        if self._cleanups.get(uuid) is task:
+            del self._cleanups[uuid]
+
+    async def release(self, vm: LocalVM) -> None:
+        """End what served a VM that has no domain any more, and settle its volumes."""
+        await self.world.agents.stop(vm.uuid)
+        self.world.discard_channel(vm.uuid)
+        for volume in vm.volumes.values():
+            try:
+                await self.world.pool_of(volume).stop(volume)
+            except CrannogError as error:
+                log.error("%s: %s", vm.name, error)
+
+    async def settled(self, uuid: str) -> None:
+        """Return when the clean-up after the VM's end is done."""
+        cleanup = self._cleanups.get(uuid)
+        if cleanup:
+            await asyncio.wait([cleanup])
+
+    def keep(self, task: asyncio.Future[Any]) -> None:
+        """Hold a reference until the task is done: the event loop itself holds none."""
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)

@@ -1,0 +1,89 @@
+"""Statistics of running VMs, measured only while somebody follows them (Admin API, section 9, vm-stats)."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from crannog.core.domain import DomainStats
+from crannog.core.events import Event, Listener
+from crannog.core.registry import Registry
+from crannog.errors import HypervisorError
+from crannog.ports.hypervisor import Hypervisor
+
+log = logging.getLogger(__name__)
+
+
+class StatsFeed:
+    """One measurement for all who follow, every `stats_interval` seconds."""
+
+    def __init__(self, hypervisor: Hypervisor, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
+        self._hypervisor = hypervisor
+        self._registry = registry
+        self._clock = clock
+        self._listeners: list[Listener] = []
+        self._task: asyncio.Task[None] | None = None
+        self._before: dict[str, tuple[float, int]] = {}
+
+    def follow(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called with event vm-stats of each running VM; return what ends that."""
+        self._listeners.append(listener)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._measure())
+
+        def leave() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+            if not self._listeners and self._task:
+                self._task.cancel()
+                self._task = None
+
+        return leave
+
+    async def _measure(self) -> None:
+        self._before = {}
+        while True:
+            try:
+                found = await self._hypervisor.statistics()
+            except HypervisorError as error:
+                log.warning("statistics: %s", error)
+                found = []
+            told = self._describe_all(found)
+            for listener in tuple(self._listeners):
+                for event in told:
+                    listener(event)
+            await asyncio.sleep(int(self._registry.get("stats_interval")))
+
+    def _describe_all(self, found: list[DomainStats]) -> list[Event]:
+        now = self._clock()
+        told = []
+        for stats in found:
+            vm = self._registry.find_uuid(stats.uuid)
+            if vm is not None:
+                told.append(describe(vm.name, stats, self._usage(stats, now)))
+        self._before = {stats.uuid: (now, stats.cpu_time) for stats in found}
+        return told
+
+    def _usage(self, stats: DomainStats, now: float) -> int:
+        """Return how much of its processors a VM used since the last look, in percent; 0 at the first look."""
+        then, cpu_time = self._before.get(stats.uuid, (now, stats.cpu_time))
+        if now <= then or stats.cpu_time < cpu_time:
+            return 0
+        return round(100 * (stats.cpu_time - cpu_time) / (now - then) / 10**9 / max(stats.vcpus, 1))
+
+
+def describe(vm: str, stats: DomainStats, usage: int) -> Event:
+    """Return event vm-stats of one VM: memory in KiB, `cpu_time` in ms, `cpu_usage` in percent."""
+    return Event(
+        vm,
+        "vm-stats",
+        {
+            "memory_kb": str(stats.memory),
+            "memory_assigned_total": str(stats.memory_max),
+            "memory_assigned_usable": str(stats.memory),
+            "memory_with_swap_used": str(stats.memory if stats.used is None else stats.used),
+            "cpu_time": str(stats.cpu_time // 10**6),
+            "cpu_usage": str(usage),
+            "online_vcpus": str(stats.vcpus),
+        },
+    )

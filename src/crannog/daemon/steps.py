@@ -1,0 +1,110 @@
+"""How each kind of step of a start is done and undone, and what is told about it."""
+
+import asyncio
+from dataclasses import dataclass
+
+from crannog.core import events
+from crannog.core.domain import DomainState
+from crannog.core.plan import AwaitAgent, CreatePaused, PrepareVolume, Resume, StartRpc, Step
+from crannog.daemon.agents import AgentWatch
+from crannog.daemon.machines import Machines
+from crannog.daemon.runner import Action
+from crannog.daemon.world import Tell, World
+from crannog.errors import HypervisorError, StartError
+
+NEWS_TIMEOUT = 5
+"""Seconds after which the news of a domain's new state is not waited for any more; it comes within milliseconds."""
+
+
+@dataclass
+class Starting:
+    """One start that goes on: its number, as events have it, and whether the domain was told of."""
+
+    vm: str
+    guid: str
+    is_spawned: bool = False
+
+
+class Steps:
+    """Does and undoes steps. `starting` holds the starts that go on, by the UUID of their VM."""
+
+    def __init__(self, world: World, machines: Machines, tell: Tell) -> None:
+        self._world = world
+        self._machines = machines
+        self._tell = tell
+        self._watch = AgentWatch(world, machines)
+        self.starting: dict[str, Starting] = {}
+
+    def actions(self) -> dict[type[Step], Action]:
+        """Return what the runner needs."""
+        return {
+            PrepareVolume: Action(self._prepare_volume, self._abandon_volume),
+            StartRpc: Action(self._start_rpc, self._stop_rpc),
+            CreatePaused: Action(self._create_paused, self._destroy),
+            Resume: Action(self._resume),
+            AwaitAgent: Action(self._watch.until_ready),
+        }
+
+    async def _prepare_volume(self, step: PrepareVolume) -> None:
+        await self._world.pool_of(step.volume).start(step.volume)
+
+    async def _abandon_volume(self, step: PrepareVolume) -> None:
+        await self._world.pool_of(step.volume).abandon(step.volume)
+
+    async def _start_rpc(self, step: StartRpc) -> None:
+        await self._world.agents.start(step.uuid, step.name, step.default_user)
+
+    async def _stop_rpc(self, step: StartRpc) -> None:
+        await self._world.agents.stop(step.uuid)
+
+    async def _create_paused(self, step: CreatePaused) -> None:
+        start = self.starting[step.spec.uuid]
+        self._tell(events.domain_spawned(start.vm, start.guid, is_done=False))
+        self._machines.note(await self._world.hypervisor.create_paused(step.spec))
+        start.is_spawned = True
+        self._tell(events.domain_spawned(start.vm, start.guid, is_done=True))
+
+    async def _destroy(self, step: CreatePaused) -> None:
+        await self.end(step.spec.uuid)
+        self._world.discard_channel(step.spec.uuid)
+
+    async def end(self, uuid: str) -> None:
+        """End a domain and return when its end is known."""
+        await self._world.hypervisor.destroy(uuid)
+        try:
+            async with asyncio.timeout(NEWS_TIMEOUT):
+                await self._machines.ended(uuid)
+        except TimeoutError:
+            if uuid in {info.uuid for info in await self._world.hypervisor.domains()}:
+                raise HypervisorError(f"domain {uuid} was ended but is still there; try again") from None
+            self._machines.change(uuid, DomainState.ABSENT)
+
+    async def _resume(self, step: Resume) -> None:
+        try:
+            await self.let_run(self.starting[step.uuid].vm, step.uuid)
+        except HypervisorError as error:
+            raise StartError(f"its processors could not be let run: {error}") from error
+
+    async def let_run(self, vm: str, uuid: str) -> None:
+        """Let a domain's processors run, and return when it is known to run, or to have ended."""
+        self._tell(events.plain(vm, "domain-pre-unpaused"))
+        await self._world.hypervisor.resume(uuid)
+        await self._either(uuid, DomainState.RUNNING)
+
+    async def stop_running(self, vm: str, uuid: str) -> None:
+        """Stop a domain's processors, and return when it is known to be paused, or to have ended."""
+        self._tell(events.plain(vm, "domain-pre-paused"))
+        await self._world.hypervisor.pause(uuid)
+        await self._either(uuid, DomainState.PAUSED)
+
+    async def _either(self, uuid: str, state: DomainState) -> None:
+        """Return when the news of a state, or of the domain's end, has come; or when it is overdue."""
+        waits = {
+            asyncio.ensure_future(self._machines.reached(uuid, state)),
+            asyncio.ensure_future(self._machines.ended(uuid)),
+        }
+        try:
+            await asyncio.wait(waits, timeout=NEWS_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
