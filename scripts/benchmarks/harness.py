@@ -25,15 +25,17 @@ COMMAND_TIMEOUT = 300
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of several runs and their spread (least and most), in seconds."""
+    """The median of several runs and their spread (least and most), in seconds, or in bytes for `unit` MB."""
 
     median: float
     least: float
     most: float
     runs: int
+    unit: str = "ms"
 
     def __str__(self) -> str:
-        return f"{1000 * self.median:.1f} ms ({1000 * self.least:.1f}-{1000 * self.most:.1f})"
+        scale = {"ms": 1e3, "us": 1e6, "MB": 1e-6}[self.unit]
+        return f"{scale * self.median:.1f} {self.unit} ({scale * self.least:.1f}-{scale * self.most:.1f})"
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ async def test_an_error_of_our_own_is_told_and_logged(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     inside, _ = running
-    monkeypatch.setattr(inside.machines, "power_state", lambda _uuid: 1 // 0)
+    monkeypatch.setattr(inside.machines, "active_states", lambda: 1 // 0)
     reply = await ask(inside, LIST)
     assert reply.startswith(b"2\0QubesException\0CrannogError\0crannogd failed inside admin.vm.List")
     assert b"ZeroDivisionError" not in reply

@@ -1,12 +1,17 @@
 """One connection of a client: it sends one request and gets one answer, or a stream of events (Admin API, section 2).
 
 Nothing that a client does or leaves undone holds more than bounded memory for bounded time.
+
+Sockets are used as they are, without asyncio's transports: those take a task and four turns of the event loop for each
+connection, twice the time of a whole call. A request that is there when its connection is accepted, and that is
+answered from memory, is answered in the same turn.
 """
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 from crannog.api.backend import Backend
 from crannog.api.framing import (
@@ -40,73 +45,97 @@ class Service(Protocol):
     family: Family
     hangups: HangupWatch
     connections: "set[Connection]"
-
-    def admits(self, transport: asyncio.Transport) -> bool:
-        """Tell whether the peer may call at all."""
+    """Those that are waiting for something; whoever waits is held here."""
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """Reads the request up to EOF, answers, closes."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, client: socket.socket) -> None:
+        """`client` is a connected socket that does not block."""
         self._service = service
+        self._socket = client
+        self._loop = asyncio.get_running_loop()
         self._untrusted_data = b""
+        self._queue = bytearray()
+        self._is_reading = self._is_writing = self._is_following = False
         self._timer: asyncio.TimerHandle | None = None
         self._leave: Callable[[], None] | None = None
         self._task: asyncio.Future[None] | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Admit the peer, and give it its time."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._service.connections.add(self)
-        if not self._service.admits(self._transport):
-            self._transport.abort()
-            return
-        self._limit(REQUEST_TIMEOUT, "its request")
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self._socket.fileno() < 0
 
-    def _limit(self, seconds: float, what: str) -> None:
-        """Give the client so many seconds from now for the next thing."""
+    def close(self) -> None:
+        """End the connection and let go of everything. What the request asked for goes on: half of it would be worse.
+
+        What was not sent yet is lost. Closing twice is no error.
+        """
+        if self.is_closed:
+            return
+        self._stop_waiting()
+        self._unfollow()
+        self._service.connections.discard(self)
+        self._socket.close()
+
+    def _wait(self, seconds: float, what: str) -> None:
+        """Be held until the client did the next thing, for so many seconds from now."""
+        self._service.connections.add(self)
         if self._timer:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up, what)
+        self._timer = self._loop.call_later(seconds, self._give_up, what)
 
     def _give_up(self, what: str) -> None:
         log.info("a client did not finish %s in time", what)
-        self._transport.abort()
+        self.close()
 
-    def data_received(self, data: bytes) -> None:
-        """Keep what came; more than a request can be is the end."""
-        self._untrusted_data += data
-        if len(self._untrusted_data) > MAX_REQUEST:
-            log.warning("a request was refused: it is longer than %s bytes", MAX_REQUEST)
-            self._transport.abort()
-
-    def eof_received(self) -> bool:
-        """Act on the request, which is whole now. Return True: the answer is still to be sent."""
+    def _stop_waiting(self) -> None:
         if self._timer:
             self._timer.cancel()
+            self._timer = None
+        if self._is_reading:
+            self._loop.remove_reader(self._socket)
+        if self._is_writing:
+            self._loop.remove_writer(self._socket)
+        self._is_reading = self._is_writing = False
+
+    # -- the request
+
+    def receive(self) -> None:
+        """Take what has come of the request; act when it is whole, else be called again when there is more."""
+        while len(self._untrusted_data) <= MAX_REQUEST:
+            try:
+                untrusted_chunk = self._socket.recv(MAX_REQUEST + 1 - len(self._untrusted_data))
+            except BlockingIOError:
+                self._wait_for_more()
+                return
+            except OSError:
+                self.close()
+                return
+            if not untrusted_chunk:
+                self._act()
+                return
+            self._untrusted_data += untrusted_chunk
+        log.warning("a request was refused: it is longer than %s bytes", MAX_REQUEST)
+        self.close()
+
+    def _wait_for_more(self) -> None:
+        if not self._is_reading:
+            self._is_reading = True
+            self._loop.add_reader(self._socket, self.receive)
+            self._wait(REQUEST_TIMEOUT, "its request")
+
+    def _act(self) -> None:
+        self._stop_waiting()
         untrusted_data, self._untrusted_data = self._untrusted_data, b""
-        if self._transport.is_closing():
-            return True
         try:
             request = parse_request(untrusted_data)
         except ProtocolError as error:
             log.warning("a request was refused: %s", error)
-            self._transport.abort()
-            return True
-        self._begin(request)
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everything. What the request asked for goes on: half of it would be worse."""
-        del exc
-        self._service.connections.discard(self)
-        if self._timer:
-            self._timer.cancel()
-        self._unfollow()
-
-    def _begin(self, request: Request) -> None:
-        log.debug("%s+%s of %s", request.method, request.argument, request.destination)
+            self.close()
+            return
         try:
             outcome = begin(self._service.backend, request, self._service.family)
         except Exception as error:  # noqa: BLE001 - told and logged
@@ -118,6 +147,7 @@ class Connection(asyncio.Protocol):
         if isinstance(outcome, Follow):
             self._follow(request, outcome)
         elif isinstance(outcome, Awaitable):
+            self._service.connections.add(self)
             self._task = asyncio.ensure_future(self._await(request, outcome))
         else:
             self._send(encode_ok(encode_reply(outcome)))
@@ -129,45 +159,65 @@ class Connection(asyncio.Protocol):
             response = _explain(request, error)
         self._send(response)
 
+    # -- the answer
+
     def _send(self, response: bytes) -> None:
-        if self._transport.is_closing():
+        if not self.is_closed:
+            self._queue += response
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what the client takes now; be called again for the rest."""
+        try:
+            sent = self._socket.send(self._queue)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
             return
-        self._transport.write(response)
-        if self._transport.get_write_buffer_size():
-            self._limit(REPLY_TIMEOUT, "taking its reply")
-        self._transport.close()
+        del self._queue[:sent]
+        if self._queue:
+            self._wait_for_room()
+        elif self._is_following:
+            self._stop_waiting()
+        else:
+            self.close()
+
+    def _wait_for_room(self) -> None:
+        if not self._is_writing:
+            self._is_writing = True
+            self._loop.add_writer(self._socket, self._flush)
+            if not self._is_following:
+                self._wait(REPLY_TIMEOUT, "taking its reply")
 
     # -- a stream of events
 
     def _follow(self, request: Request, follow: Follow) -> None:
-        self._descriptor = self._transport.get_extra_info("socket").fileno()
-        self._service.hangups.watch(self._descriptor, self._transport.abort)
         try:
             self._leave = follow.start(self._tell)
         except Exception as error:  # noqa: BLE001 - told and logged
-            self._service.hangups.forget(self._descriptor)
             self._send(_explain(request, error))
             return
+        self._is_following = True
+        self._service.connections.add(self)
+        self._service.hangups.watch(self._socket.fileno(), self.close)
         self._tell(CONNECTED)
 
     def _tell(self, event: Event) -> None:
-        if self._transport.is_closing():
+        if self.is_closed:
             return
-        self._transport.write(encode_event(event))
-        if self._transport.get_write_buffer_size() > MAX_QUEUED:
+        self._queue += encode_event(event)
+        if len(self._queue) > MAX_QUEUED:
             log.warning("a reader of events was dropped: it left more than %s bytes unread", MAX_QUEUED)
-            self._unfollow()
-            self._transport.abort()
+            self.close()
+        elif not self._is_writing:
+            self._flush()
 
     def _unfollow(self) -> None:
         if self._leave:
-            self._service.hangups.forget(self._descriptor)
+            self._service.hangups.forget(self._socket.fileno())
             self._leave()
             self._leave = None
-
-    def abort(self) -> None:
-        """End the connection at once: the server stops."""
-        self._transport.abort()
 
 
 def _explain(request: Request, error: Exception) -> bytes:

@@ -1,6 +1,7 @@
 """Methods that list VMs (Admin API, section 6)."""
 
 from crannog.api.table import Call, Destination, Permission, Presence, Scope, method
+from crannog.core.registry import Listed
 from crannog.core.vms import CLASSES, QubeBase
 from crannog.errors import ValueRefusedError
 
@@ -15,16 +16,21 @@ def list_classes(call: Call) -> str:
     return "".join(f"{name}\n" for name in CLASSES)
 
 
-def _sorted_vms(call: Call) -> list[QubeBase]:
+def _visible(call: Call) -> list[Listed]:
     """Return the VMs that are asked about and that the caller may see, dom0 first, then by name."""
-    asked = call.backend.registry if call.vm.klass == "AdminVM" else [call.vm]
-    return sorted(filter(call.may_see, asked), key=lambda vm: (vm.klass != "AdminVM", vm.name))
+    listing = call.backend.registry.listing()
+    asked = listing if call.vm.klass == "AdminVM" else [listed for listed in listing if listed[0] is call.vm]
+    return asked if call.source.klass == "AdminVM" else [listed for listed in asked if call.may_see(listed[0])]
 
 
 @method("admin.vm.List", ANY, scope=Scope.GLOBAL, permission=Permission.EACH_VM)
 def list_vms(call: Call) -> str:
     """Return name, class, state and UUID of all VMs, or of the one addressed, a line each."""
-    return "".join(f"{vm.name} class={vm.klass} state={vm.power_state} uuid={vm.uuid}\n" for vm in _sorted_vms(call))
+    states = call.backend.registry.runtime.active_states()
+    # A list, not a generator, and the states looked up in one go: this is what clients call most.
+    return "".join(
+        [f"{head}{vm.fixed_state or states.get(uuid, 'Halted')}{tail}" for vm, uuid, head, tail in _visible(call)]
+    )
 
 
 @method("crannog.vm.Table", ANY, argument=Presence.REQUIRED, scope=Scope.GLOBAL, permission=Permission.EACH_VM)
@@ -39,7 +45,7 @@ def list_table(call: Call) -> str:
     unknown = [column for column in columns if column not in known and not column.startswith(FEATURE)]
     if unknown:
         raise ValueRefusedError(f"'{unknown[0][:80]}' is not a column; the columns are {', '.join(sorted(known))}")
-    lines = ["\t".join(_cell(vm, column) for column in columns) for vm in _sorted_vms(call)]
+    lines = ["\t".join(_cell(vm, column) for column in columns) for vm, _, _, _ in _visible(call)]
     return "".join(line + "\n" for line in lines)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -16,9 +17,15 @@ from crannog.errors import DaemonError
 BACKLOG = 1024
 """Connections that the kernel keeps for us while we are busy (listen(2))."""
 
+ACCEPTED_AT_ONCE = 64
+ACCEPT_PAUSE = 0.5
+"""Seconds without new clients after the last descriptor is gone."""
+
 _SO_PEERGROUPS = 59
 _GROUP = struct.Struct("I")
 _CREDENTIALS = struct.Struct("3i")
+
+log = logging.getLogger(__name__)
 
 assert methods.METHODS  # noqa: S101 - importing them is what declares them
 
@@ -34,23 +41,27 @@ class Server:
         self._path = path
         self._group = group
         self._user = os.geteuid()
-        self._server: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
 
     async def start(self) -> None:
         """Listen; raises DaemonError when somebody else answers at the socket, or it cannot be made."""
         self._check_free()
-        self.hangups = HangupWatch()
-        loop = asyncio.get_running_loop()
+        listener = socket.socket(socket.AF_UNIX)
         before = os.umask(0o177 if self._group is None else 0o117)
         try:
-            self._server = await loop.create_unix_server(lambda: Connection(self), self._path, backlog=BACKLOG)
+            listener.bind(self._path)
             if self._group is not None:
                 os.chown(self._path, -1, self._group)
+            listener.listen(BACKLOG)
         except OSError as error:
-            self.hangups.close()
+            listener.close()
             raise DaemonError(f"crannogd cannot listen at {self._path}: {error.strerror}") from error
         finally:
             os.umask(before)
+        listener.setblocking(False)
+        self._socket = listener
+        self.hangups = HangupWatch()
+        self._accept_again()
 
     def _check_free(self) -> None:
         """Delete a socket that a dead daemon left."""
@@ -64,20 +75,47 @@ class Server:
         raise DaemonError(f"socket already exists: {self._path} is served by another program; stop that one first")
 
     async def stop(self) -> None:
-        """Stop listening, take the socket away and end streams. Calls that run are not waited for."""
-        if self._server is None:
+        """Stop listening, take the socket away and end what waits. Calls that run are not waited for."""
+        if self._socket is None:
             return
-        self._server.close()
-        self._server = None
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        self._socket = None
         for connection in tuple(self.connections):
-            connection.abort()
+            connection.close()
         self.hangups.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
-    def admits(self, transport: asyncio.Transport) -> bool:
+    def _accept_again(self) -> None:
+        if self._socket:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept, self._socket)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Serve those that wait at the door, not too many in one turn."""
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                client, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._rest(listener, error)
+                return
+            client.setblocking(False)
+            if self.admits(client):
+                Connection(self, client).receive()
+            else:
+                client.close()
+
+    def _rest(self, listener: socket.socket, error: OSError) -> None:
+        """Let those at the door wait a moment: there are no descriptors left, or no memory."""
+        log.error("%s: no client can be served for now: %s", self._path, error.strerror)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        loop.call_later(ACCEPT_PAUSE, self._accept_again)
+
+    def admits(self, peer: socket.socket) -> bool:
         """Tell whether the peer is root, the daemon's own user or in the group (unix(7), SO_PEERCRED)."""
-        peer: socket.socket = transport.get_extra_info("socket")
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _pid, user, group = _CREDENTIALS.unpack(credentials)
         return user in (0, self._user) or (self._group is not None and self._group in {group, *_groups_of(peer)})

@@ -23,6 +23,9 @@ from crannog.errors import InUseError, LabelNotFoundError, UUIDRefusedError, Val
 
 _UUID = re.compile(r"uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
+Listed = tuple["QubeBase", str, str, str]
+"""A VM with its UUID, and what its line in a list begins and ends with; the power state stands between."""
+
 
 class Registry(Holder):
     """The state that qubes.xml holds."""
@@ -40,6 +43,7 @@ class Registry(Holder):
         self._by_uuid: dict[str, QubeBase] = {}
         self._by_qid: dict[int, QubeBase] = {}
         self._next_qid = 1
+        self._listing: list[Listed] | None = None
         self.dom0 = AdminVM(self)
         self.dom0.values.update(name=ADMIN_NAME, uuid=ADMIN_UUID, qid=0)
         self._index(self.dom0)
@@ -53,6 +57,15 @@ class Registry(Holder):
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+    def listing(self) -> list[Listed]:
+        """Return all VMs for `admin.vm.List` (Admin API, section 6): dom0 first, then by name."""
+        if self._listing is None:
+            ordered = sorted(self._by_name.values(), key=lambda vm: (vm is not self.dom0, vm.name))
+            self._listing = [
+                (vm, vm.uuid, f"{vm.name} class={vm.klass} state=", f" uuid={vm.uuid}\n") for vm in ordered
+            ]
+        return self._listing
 
     def local_vms(self) -> list[LocalVM]:
         """Return the VMs that can run on this host."""
@@ -209,6 +222,7 @@ class Registry(Holder):
         )
 
     def _index(self, vm: QubeBase) -> None:
+        self._listing = None
         self._by_name[vm.name] = vm
         self._by_uuid[vm.uuid] = vm
         self._by_qid[vm.qid] = vm
@@ -233,6 +247,7 @@ class Registry(Holder):
             raise ValueRefusedError("dom0 cannot get another name")
         old = vm.name
         vm.set("name", name)
+        self._listing = None
         # In the old one's place, so that lists keep their order.
         self._by_name = {(name if key == old else key): value for key, value in self._by_name.items()}
         for other in self._by_name.values():
@@ -243,6 +258,7 @@ class Registry(Holder):
         """Forget a VM; raises InUseError when something refers to it, VMNotFoundError when it is gone already."""
         self.find_vm(f"uuid:{vm.uuid}")
         rules.removal(self, vm)
+        self._listing = None
         del self._by_name[vm.name]
         del self._by_uuid[vm.uuid]
         del self._by_qid[vm.qid]

@@ -10,6 +10,9 @@ class Runtime(Protocol):
     def power_state(self, uuid: str) -> str:
         """Return the power state in the Admin API's words; Halted for a VM that is not known."""
 
+    def active_states(self) -> dict[str, str]:
+        """Return the power states of all VMs that are not halted, by UUID."""
+
     def xid(self, uuid: str) -> int:
         """Return the hypervisor's number of the running VM; -1 when it does not run."""
 
@@ -21,6 +24,10 @@ class NothingRuns:
         """Return Halted."""
         del uuid
         return "Halted"
+
+    def active_states(self) -> dict[str, str]:
+        """Return nothing."""
+        return {}
 
     def xid(self, uuid: str) -> int:
         """Return -1."""

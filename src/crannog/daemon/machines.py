@@ -86,6 +86,10 @@ class Machines:
             return doing
         return _POWER_STATES[state]
 
+    def active_states(self) -> dict[str, str]:
+        """Return the power states of all VMs that are not halted, by UUID."""
+        return {uuid: self.power_state(uuid) for uuid in self.active()}
+
     def xid(self, uuid: str) -> int:
         """Return the hypervisor's number of the VM's domain, -1 when it has none."""
         return self._xids.get(uuid, -1)

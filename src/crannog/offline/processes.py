@@ -19,6 +19,10 @@ class LeftRunning:
         """Return Running for a VM whose QEMU was found, else Halted."""
         return "Running" if uuid in self._running else "Halted"
 
+    def active_states(self) -> dict[str, str]:
+        """Return Running for each VM whose QEMU was found."""
+        return dict.fromkeys(self._running, "Running")
+
     def xid(self, uuid: str) -> int:
         """Return -1: the hypervisor's numbers are not known here."""
         del uuid
