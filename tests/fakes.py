@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
+from crannog.adapters.hostdevices.sysfs import SysfsDevices
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.storage.qcow2 import Qcow2Pool
 from crannog.adapters.store.file import FileStore
@@ -33,7 +35,8 @@ from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
 from crannog.errors import HypervisorError
-from crannog.ports.hypervisor import StateListener
+from crannog.ports.hypervisor import Hypervisor, StateListener
+from crannog.ports.storage import Pool
 
 __all__ = ["Boot", "Channel", "Disk", "DomainInfo", "DomainState", "DomainUsage", "HostCapabilities", "Location"]
 
@@ -163,7 +166,9 @@ class Inside:
 
     def __post_init__(self) -> None:
         kernels = KernelPool(self.paths.kernels)
-        world = World(self.paths, self.store, self.hypervisor, self.agents, {DEFAULT_POOL: self.pool}, kernels)
+        pools: dict[str, Pool] = {DEFAULT_POOL: self.pool}
+        host_devices = SysfsDevices(f"{self.paths.home}/sys")
+        world = World(self.paths, self.store, self.hypervisor, self.agents, pools, kernels, host_devices)
         self.hypervisor.listen(self.machines.change)
         self.inventory = Inventory(world, self.registry, self.machines)
         self.lifecycle = self.inventory.lifecycle
@@ -180,8 +185,8 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def build_inside(home: Path) -> Inside:
-    """Make the home of a daemon with one kernel, and its inside."""
+def build_inside(home: Path, hypervisor: Hypervisor | None = None) -> Inside:
+    """Make the home of a daemon with one kernel, and its inside; over a real hypervisor if one is given."""
     paths = Paths(str(home), str(home / "cache"))
     for folder in (f"{home}/run", paths.logs, f"{paths.kernels}/{KERNEL}"):
         Path(folder).mkdir(parents=True)
@@ -191,7 +196,8 @@ def build_inside(home: Path) -> Inside:
     registry = store.load()
     registry.set("default_kernel", KERNEL)
     pool = Qcow2Pool(DEFAULT_POOL, f"{paths.pools}/{DEFAULT_POOL}")
-    return Inside(paths, store, pool, FakeHypervisor(), FakeAgents(), Machines(), registry)
+    chosen = cast("FakeHypervisor", hypervisor) if hypervisor else FakeHypervisor()
+    return Inside(paths, store, pool, chosen, FakeAgents(), Machines(), registry)
 
 
 def new_registry() -> Registry:

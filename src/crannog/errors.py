@@ -8,7 +8,7 @@ The tree::
     |  `- PropertyRefusedError      2   a property cannot have that value
     |- NotFoundError                3   no such VM, property, label, pool, ...
     |  |- VMNotFoundError           3
-    |  |- UUIDRefusedError          3
+    |  |  `- UUIDRefusedError       3   what names it is no UUID
     |  |- PropertyNotFoundError     3
     |  |- FeatureNotFoundError      3
     |  |- TagNotFoundError          3
@@ -17,6 +17,8 @@ The tree::
     |- InUseError                   4   something else depends on it, or it exists already
     |  |- LabelInUseError           4
     |  |- PoolInUseError            4
+    |  |- VMExistsError             4
+    |  |- LabelExistsError          4
     |  `- DeviceAssignedError       4   the device is assigned already
     |- StateError                   5   the VM is in the wrong power state
     |  |- VMNotHaltedError          5
@@ -79,7 +81,7 @@ class VMNotFoundError(NotFoundError):
     wire_name = "QubesVMNotFoundError"
 
 
-class UUIDRefusedError(NotFoundError):
+class UUIDRefusedError(VMNotFoundError):
     """A VM was named by something that is no UUID."""
 
     wire_name = "QubesVMInvalidUUIDError"
@@ -126,6 +128,18 @@ class LabelInUseError(InUseError):
     """A VM has the label."""
 
     wire_name = "QubesLabelInUseError"
+
+
+class VMExistsError(InUseError):
+    """A VM has the name that another shall get."""
+
+    wire_name = "QubesVMAlreadyExistsError"
+
+
+class LabelExistsError(InUseError):
+    """There is a label of that name."""
+
+    wire_name = "QubesValueError"
 
 
 class PoolInUseError(InUseError):
@@ -242,6 +256,31 @@ class RpcError(CrannogError):
     """The guest's agent cannot be reached or broke off."""
 
     exit_code = 125
+
+
+EXIT_CODES = {
+    0: "done",
+    1: "failed, for a reason without a code of its own",
+    2: "the command line, a name or a value is wrong",
+    3: "there is no such VM, property, feature, tag, label, device",
+    4: "in use, or it exists already",
+    5: "the VM is in the wrong power state",
+    6: "the VM could not be started; it is halted",
+    7: "its agent did not answer in time; it is halted",
+    8: "it did not shut down in time; it runs",
+    9: "storage: a volume, a pool, an image, the store",
+    10: "the hypervisor",
+    11: "the daemon: not reachable, or a second one",
+    12: "a peer broke the wire format",
+    13: "not permitted",
+    14: "needs the hypervisor or the daemon",
+    15: "this version of Crannog cannot do that",
+    125: "qvm-run: the agent could not run the command",
+    130: "interrupted by the user",
+    141: "the reader of the output has gone",
+    200: "qvm-console: somebody else is at the console",
+}
+"""What each exit code of the tools means; docs/exit-codes.md and the manual pages are made of it."""
 
 
 def _walk(kind: type[CrannogError]) -> list[type[CrannogError]]:

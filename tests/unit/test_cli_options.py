@@ -8,14 +8,28 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from crannog.cli import qvm_create, qvm_ls, qvm_prefs, qvm_remove, qvm_run, qvm_start, qvm_stop
+from crannog.cli import (
+    events,
+    prefs,
+    qvm_check,
+    qvm_console,
+    qvm_create,
+    qvm_ls,
+    qvm_pause,
+    qvm_prefs,
+    qvm_remove,
+    qvm_run,
+    qvm_start,
+    qvm_stop,
+)
 from crannog.cli.options import Command, Operand, Option
 
 COMMANDS: dict[str, Command] = {
     command.program: command
     for command in (
         qvm_create.COMMAND, qvm_ls.COMMAND, qvm_prefs.COMMAND, qvm_remove.COMMAND, qvm_run.COMMAND,
-        qvm_start.COMMAND, qvm_stop.SHUTDOWN, qvm_stop.KILL,
+        qvm_start.COMMAND, qvm_stop.SHUTDOWN, qvm_stop.KILL, qvm_check.COMMAND, qvm_pause.PAUSE, qvm_pause.UNPAUSE,
+        qvm_console.COMMAND, events.COMMAND,
     )
 }  # fmt: skip
 WORDS = ["a", "b=c", "", "-", "--", "-1", "-x", "--odd", "a b", "-a b", "\u00e9"]
@@ -49,6 +63,10 @@ def read_with_argparse(command: Command, arguments: list[str]) -> dict[str, Any]
 @example(("qvm-run", ["--", "work", "ls"]))
 @example(("qvm-prefs", ["work", "memory", "--", "-1"]))
 @example(("qvm-prefs", ["a", "--", "--"]))
+@example(("qvm-ls", ["--tags", "a", "b", "--", "c"]))
+@example(("qvm-ls", ["--tags", "a", "-", "b"]))
+@example(("qvm-ls", ["--tags=a", "b", "--label", "c", "d", "-v"]))
+@example(("qvm-ls", ["--tags", "a", "--tags", "b", "-1"]))
 def test_the_quick_parser_and_argparse_agree_where_both_accept(line: tuple[str, list[str]]) -> None:
     program, arguments = line
     command = COMMANDS[program]
@@ -70,7 +88,7 @@ def test_whatever_argparse_accepts_is_accepted(line: tuple[str, list[str]]) -> N
 COMMON = [
     ("qvm-create", ["--template", "debian", "--label=green", "work"], {"template": "debian", "label": "green"}),
     ("qvm-create", ["work", "--prop", "a=1", "--property=b=2"], {"property": ["a=1", "b=2"], "name": "work"}),
-    ("qvm-create", ["-C", "StandaloneVM", "work"], {"class": "StandaloneVM", "label": "red"}),
+    ("qvm-create", ["-C", "StandaloneVM", "work"], {"class": "StandaloneVM", "label": ""}),
     ("qvm-prefs", ["work"], {"vm": "work", "name": None, "value": None, "default": False}),
     ("qvm-prefs", ["work", "memory", "600"], {"name": "memory", "value": "600"}),
     ("qvm-prefs", ["--default", "work", "memory"], {"default": True, "value": None}),
@@ -80,6 +98,11 @@ COMMON = [
     ("qvm-run", ["-u", "root", "work", "id"], {"user": "root", "command": ["id"]}),
     ("qvm-run", ["work", "--", "ls", "--"], {"command": ["ls", "--"], "user": "DEFAULT"}),
     ("qvm-ls", [], {"vms": [], "running": False}),
+    ("qvm-ls", ["--tags", "a", "b", "-q"], {"tags": ["a", "b"], "vms": []}),
+    ("qvm-ls", ["--tags=a", "b", "--tags", "c", "--", "d"], {"tags": ["a", "c"], "vms": ["b", "d"]}),
+    ("qvm-shutdown", ["--all", "--exclude", "a", "--exclude=b"], {"exclude": ["a", "b"], "vms": []}),
+    ("qvm-check", ["-q", "--running", "a"], {"quiet": True, "vms": ["a"]}),
+    ("crannog events", ["--json", "--count", "3", "a"], {"json": True, "count": "3", "vm": "a"}),
 ]
 
 
@@ -106,8 +129,9 @@ def test_help_names_every_part(program: str, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [
-        ("qvm-create", []),
         ("qvm-create", ["a", "b"]),
+        ("qvm-ls", ["--tags"]),
+        ("qvm-ls", ["--tags", "--", "a"]),
         ("qvm-create", ["a", "--template"]),
         ("qvm-create", ["a", "--odd"]),
         ("qvm-prefs", ["a", "b", "c", "d"]),
@@ -135,3 +159,29 @@ def test_defaults_are_not_shared_between_command_lines() -> None:
 def test_an_unknown_value_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         _ = COMMANDS["qvm-ls"].parse([]).nonsense
+
+
+@pytest.mark.parametrize("program", sorted(COMMANDS))
+def test_each_tool_tells_its_version_and_takes_what_all_take(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        COMMANDS[program].parse(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"{program} of Crannog ")
+    names = {name for option in COMMANDS[program].options for name in option.names}
+    assert {"-v", "--verbose", "-q", "--quiet"} <= names
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--set", "work", "kernelopts", "-v"], ["--set", "--", "work", "kernelopts", "-v"]),
+        (["-q", "-s", "work", "kernelopts", "-q"], ["-q", "-s", "--", "work", "kernelopts", "-q"]),
+        (["-v", "work", "memory"], ["-v", "work", "memory"]),
+        (["work", "memory", "9", "--offline", "-s"], ["--offline", "-s", "--", "work", "memory", "9"]),
+    ],
+)
+def test_values_that_look_like_options_can_be_set(
+    words: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["qvm-prefs", *words])
+    assert prefs.arguments_of(qvm_prefs.COMMAND) == expected

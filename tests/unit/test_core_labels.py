@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from crannog.core.labels import BUILT_IN, BUILT_IN_NAMES, Label, check_label_name, new_label, parse_color
 from crannog.core.registry import Registry
-from crannog.errors import CrannogError, InUseError, LabelNotFoundError, ValueRefusedError
+from crannog.errors import CrannogError, LabelExistsError, LabelNotFoundError, ValueRefusedError
 
 SPECIFIED = """
     1 red 0xcc0000, 2 orange 0xf57900, 3 yellow 0xedd400, 4 green 0x73d216, 5 gray 0x555555, 6 blue 0x3465a4,
@@ -86,8 +86,8 @@ def test_numbers_start_at_nine_also_where_a_file_lacks_built_in_labels() -> None
 @pytest.mark.parametrize(
     ("name", "color", "kind"),
     [
-        ("red", "0xff00ff", InUseError),
-        ("custom-9", "0xff00ff", InUseError),
+        ("red", "0xff00ff", LabelExistsError),
+        ("custom-9", "0xff00ff", LabelExistsError),
         ("", "0xff00ff", ValueRefusedError),
         ("pink", "pink", ValueRefusedError),
     ],

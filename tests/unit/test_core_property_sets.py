@@ -564,6 +564,9 @@ def test_the_numbers_of_a_running_vm_are_those_of_its_hypervisor() -> None:
         def power_state(self, uuid: str) -> str:
             return f"Running {uuid}"
 
+        def active_states(self) -> dict[str, str]:
+            return {}
+
         def xid(self, uuid: str) -> int:
             return len(uuid)
 

@@ -17,7 +17,15 @@ from crannog.core.pools import PoolConfig
 from crannog.core.properties import Holder
 from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM, QubeBase
-from crannog.errors import CrannogError, InUseError, LabelInUseError, ProtocolError, ValueRefusedError
+from crannog.errors import (
+    CrannogError,
+    InUseError,
+    LabelInUseError,
+    PoolInUseError,
+    ProtocolError,
+    ValueRefusedError,
+    VMExistsError,
+)
 from tests.fakes import KERNEL, add_vm, new_registry, template_and_app
 
 Act = Callable[[Registry], object]
@@ -310,7 +318,7 @@ def test_a_kernel_that_nobody_uses_may_go(registry: Registry) -> None:
 
 def test_a_pool_with_volumes_stays(registry: Registry) -> None:
     words = "pool 'vm-pool' is in use by debian, work, dvm, disp, alone"
-    refuse(registry, lambda registry: rules.pool_removal(registry, "vm-pool"), InUseError, words)
+    refuse(registry, lambda registry: rules.pool_removal(registry, "vm-pool"), PoolInUseError, words)
 
 
 @pytest.mark.parametrize("key", ["default_pool", "default_pool_root", "default_pool_volatile", "default_pool_kernel"])
@@ -319,7 +327,7 @@ def test_a_default_pool_stays(registry: Registry, key: str) -> None:
     rules.pool_removal(registry, "big")
     do(registry, f"{key}=big")
     words = f"pool 'big' is in use by global property {key}"
-    refuse(registry, lambda registry: rules.pool_removal(registry, "big"), InUseError, words)
+    refuse(registry, lambda registry: rules.pool_removal(registry, "big"), PoolInUseError, words)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +339,7 @@ def test_a_default_pool_stays(registry: Registry, key: str) -> None:
 )
 def test_a_pool_that_is_the_default_without_being_chosen_stays(name: str, keys: tuple[str, ...]) -> None:
     words = f"pool '{name}' is in use by {', '.join(f'global property {key}' for key in keys)}"
-    refuse(Registry(), lambda registry: rules.pool_removal(registry, name), InUseError, words)
+    refuse(Registry(), lambda registry: rules.pool_removal(registry, name), PoolInUseError, words)
 
 
 def test_a_pool_that_is_no_longer_the_default_may_go() -> None:
@@ -419,7 +427,7 @@ def test_names_that_no_vm_can_have(registry: Registry, name: str, reason: str) -
 
 @pytest.mark.parametrize("name", ["debian", "work", "far"])
 def test_a_name_belongs_to_one_vm(registry: Registry, name: str) -> None:
-    refuse(registry, lambda registry: registry.rename(find(registry, "work"), name), InUseError, f"called '{name}'")
+    refuse(registry, lambda registry: registry.rename(find(registry, "work"), name), VMExistsError, f"called '{name}'")
 
 
 @pytest.mark.parametrize("name", ["x", "x" * 31, "sys-net.2_b", "dom0x", "nonesuch", "x-dm2"])

@@ -23,6 +23,7 @@ from crannog.errors import (
     DeniedError,
     FeatureNotFoundError,
     InUseError,
+    LabelExistsError,
     LabelInUseError,
     LabelNotFoundError,
     PropertyNotFoundError,
@@ -31,6 +32,7 @@ from crannog.errors import (
     StorageError,
     TagNotFoundError,
     ValueRefusedError,
+    VMExistsError,
     VMNotFoundError,
     VMNotHaltedError,
 )
@@ -66,6 +68,13 @@ class MemoryStore:
     def save_notes(self, uuid: str, text: str) -> None:
         self._fail()
         self.texts[uuid] = text
+
+    def firewall(self, uuid: str) -> str | None:
+        return self.texts.get(f"firewall {uuid}")
+
+    def save_firewall(self, uuid: str, text: str | None) -> None:
+        self._fail()
+        self.texts[f"firewall {uuid}"] = text or ""
 
 
 class World:
@@ -364,7 +373,7 @@ REFUSED: list[tuple[Act, type[CrannogError], str]] = [
     (set_property("work", "template", "gui"), PropertyRefusedError, "'template' of work was not set: work: gui is a"),
     (set_property("work", "netvm", "nobody"), VMNotFoundError, "there is no VM 'nobody'"),
     (set_property("work", "label", "pink"), LabelNotFoundError, "there is no label 'pink'"),
-    (set_property("work", "name", "net"), InUseError, "a VM called 'net' exists already"),
+    (set_property("work", "name", "net"), VMExistsError, "a VM called 'net' exists already"),
     (set_property("dvm", "template_for_dispvms", "no"), InUseError, "dvm is the template for disposables of disp"),
     (reset_property("work", "name"), PropertyRefusedError, "property 'name' of work has no default"),
     (reset_property("disp", "dispid"), PropertyRefusedError, "property 'dispid' of disp has no default"),
@@ -381,7 +390,7 @@ REFUSED: list[tuple[Act, type[CrannogError], str]] = [
     (lambda w: w.editor.remove_tag(w.vm("work"), "none"), TagNotFoundError, "work has no tag 'none'"),
     (lambda w: w.editor.create_label("a b", "0xff00ff"), ValueRefusedError, "cannot be the name of a label"),
     (lambda w: w.editor.create_label("pink", "pink"), ValueRefusedError, "'pink' is not a colour"),
-    (lambda w: w.editor.create_label("red", "0xff00ff"), InUseError, "a label called 'red' exists already"),
+    (lambda w: w.editor.create_label("red", "0xff00ff"), LabelExistsError, "a label called 'red' exists already"),
     (lambda w: w.editor.remove_label("red"), ProtocolError, "label 'red' is built in"),
     (lambda w: w.editor.remove_label("pink"), LabelNotFoundError, "there is no label 'pink'"),
 ]
@@ -510,6 +519,9 @@ class Runs:
     def power_state(self, uuid: str) -> str:
         del uuid
         return "Running"
+
+    def active_states(self) -> dict[str, str]:
+        return {}
 
     def xid(self, uuid: str) -> int:
         del uuid

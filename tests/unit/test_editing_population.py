@@ -24,9 +24,11 @@ from crannog.errors import (
     LabelNotFoundError,
     StorageError,
     ValueRefusedError,
+    VMExistsError,
     VMNotFoundError,
     VMNotHaltedError,
 )
+from crannog.ports.storage import Pool
 from tests.fakes import KERNEL
 
 SIZE = 2**20
@@ -50,9 +52,9 @@ class HookedPool(Qcow2Pool):
         await self._call_hook("create")
         await super().create(volumes)
 
-    async def clone(self, source: Volume, target: Volume) -> Volume:
+    async def clone(self, source: Volume, target: Volume, home: Pool | None = None) -> Volume:
         await self._call_hook("clone")
-        return await super().clone(source, target)
+        return await super().clone(source, target, home)
 
     async def claim(self, volumes: tuple[Volume, ...]) -> None:
         await self._call_hook("claim")
@@ -75,7 +77,8 @@ class World:
         self.pool = HookedPool(str(home / "pool"))
         self.offered: list[list[int]] = []
         self.uuids = iter([f"{number:08x}-0000-4000-8000-000000000000" for number in range(1, 100)])
-        self.population = Population(self.editor, {DEFAULT_POOL: self.pool}, self.new_uuid, self.choose)
+        self.pools: dict[str, Pool] = {DEFAULT_POOL: self.pool}
+        self.population = Population(self.editor, self.pools, new_uuid=self.new_uuid, choose=self.choose)
         self.told: list[tuple[str, str, dict[str, str]]] = []
         self.editor.listen(self.hear)
 
@@ -210,7 +213,7 @@ async def test_the_label_of_a_new_vm(world: World) -> None:
     assert (await world.create("AppVM", "one")).label_name == "red"
     world.editor.set_property(world.vm("dvm"), "label", "purple")
     assert (await world.create("DispVM", "two", "dvm")).label_name == "purple"
-    world.population = Population(world.editor, {DEFAULT_POOL: world.pool}, world.new_uuid)
+    world.population = Population(world.editor, world.pools, new_uuid=world.new_uuid)
     assert (await world.create("DispVM", "three", "dvm", "blue")).label_name == "blue"
 
 
@@ -225,7 +228,7 @@ async def test_the_number_of_a_disposable_says_nothing_about_those_before(world:
 
 
 async def test_numbers_differ_by_themselves(world: World) -> None:
-    world.population = Population(world.editor, {DEFAULT_POOL: world.pool})
+    world.population = Population(world.editor, world.pools)
     dispids = {(await world.create("DispVM", f"disp{number}", "dvm")).get("dispid") for number in range(5)}
     assert len(dispids) == 5
     assert dispids != set(range(1, 6))
@@ -300,7 +303,7 @@ async def test_a_clone_that_fails_leaves_nothing(world: World, prepare: Prepare,
         ("AdminVM", "new", "", "", "dom0", ValueRefusedError),
         ("nonsense", "new", "", "", "dom0", ValueRefusedError),
         ("AppVM", "a b", "", "", "dom0", ValueRefusedError),
-        ("AppVM", "work", "", "", "dom0", InUseError),
+        ("AppVM", "work", "", "", "dom0", VMExistsError),
         ("AppVM", "new", "work", "", "dom0", ValueRefusedError),
         ("StandaloneVM", "new", "debian", "", "dom0", ValueRefusedError),
         ("DispVM", "new", "work", "", "dom0", ValueRefusedError),
@@ -336,7 +339,7 @@ async def test_of_two_vms_of_one_name_one_wins_and_the_other_leaves_nothing(worl
     results = await asyncio.gather(*acts, return_exceptions=True)
     winners = [result for result in results if isinstance(result, QubeBase)]
     losers = [result for result in results if not isinstance(result, QubeBase)]
-    assert ([type(loser) for loser in losers], len(winners)) == ([InUseError, InUseError], 1)
+    assert ([type(loser) for loser in losers], len(winners)) == ([VMExistsError, VMExistsError], 1)
     assert names(world).count("new") == 1
     folders = [name for name in os.listdir(world.pool.folder) if "new" in name]
     assert folders == [f"new-{winners[0].uuid[:8]}"]
@@ -357,7 +360,7 @@ async def test_volumes_that_could_not_be_made_are_not_removed(world: World) -> N
 def add_big_pool(world: World) -> HookedPool:
     """Have private volumes be made in a second pool, after the root ones."""
     big = HookedPool(str(world.home / "pool" / "big"), "big")
-    world.population = Population(world.editor, {DEFAULT_POOL: world.pool, "big": big}, world.new_uuid, world.choose)
+    world.pools["big"] = big
     world.registry.add_pool(PoolConfig("big", "qcow2"))
     world.editor.set_property(world.registry, "default_pool_private", "big")
     world.told.clear()
@@ -714,6 +717,9 @@ class Runs:
     def xid(self, uuid: str) -> int:
         del uuid
         return 7
+
+    def active_states(self) -> dict[str, str]:
+        raise NotImplementedError
 
 
 async def test_a_vm_that_is_not_halted_is_neither_cloned_nor_removed(world: World) -> None:

@@ -25,9 +25,16 @@ CLIENT_NAMES = {
     "QubesPropertyValueError",
     "QubesTagNotFoundError",
     "QubesLabelNotFoundError",
+    "QubesVMInvalidUUIDError",
+    "QubesVMNotPausedError",
+    "QubesVMNotSuspendedError",
+    "QubesPoolInUseError",
+    "QubesNotImplementedError",
+    "DeviceNotAssigned",
+    "DeviceAlreadyAssigned",
 }
 # Names that only servers know: clients show such an error as a QubesException.
-SERVER_NAMES = {"QubesLabelInUseError"}  # fmt: skip
+SERVER_NAMES = {"QubesLabelInUseError", "QubesVMAlreadyExistsError"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,9 +6,10 @@ A process can open one folder of the in-process driver in its life, so all tests
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
@@ -16,15 +17,20 @@ import pytest_asyncio
 
 from crannog.adapters.libvirt.accel import choose_accel, find_emulator, runs_guest
 from crannog.adapters.libvirt.connection import LibvirtHypervisor
+from crannog.adapters.libvirt.domain_xml import build_domain_xml
 from crannog.config import Paths, Settings
 from crannog.core.domain import Boot, Channel, Disk, DomainSpec, DomainState
 from crannog.errors import HypervisorError
 from crannog.ports.hypervisor import Hypervisor
+from tests.fakes import add_vm, build_inside, short_folder
 
 pytestmark = pytest.mark.vm
 
 HALT = b"\xfb\xf4\xeb\xfd"  # sti; hlt; jmp to hlt
 POWER_OFF = b"\xba\x04\x06\xb8\x00\x20\xef"  # mov dx, 0x604; mov ax, SLP_EN; out dx, ax (ACPI PM1a_CNT of q35)
+
+# mov dx, LSR; in al, dx; test al, 1; jz to in; mov dx, COM1; in al, dx; out dx, al; jmp to the beginning
+ECHO = b"\xba\xfd\x03\xec\xa8\x01\x74\xfb\xba\xf8\x03\xec\xee\xeb\xf1"
 
 
 def say(text: bytes) -> bytes:
@@ -262,3 +268,78 @@ async def test_kvm_is_tried_once_and_within_bounds(tmp_path: Path) -> None:
     assert time.monotonic() - tried < 0.2
     assert first == second
     assert first.accel == ("kvm" if "trial guest ran" in first.reason else "tcg")
+
+
+async def test_pausing_and_going_on(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    told: list[DomainState] = []
+    hypervisor.listen(lambda _uuid, state: told.append(state))
+    await hypervisor.create_paused(spec)
+    await hypervisor.resume(spec.uuid)
+    await hypervisor.pause(spec.uuid)
+    assert [domain.state for domain in await hypervisor.domains()] == [DomainState.PAUSED]
+    await hypervisor.resume(spec.uuid)
+    await asyncio.sleep(0.05)
+    assert told[-3:] == [DomainState.RUNNING, DomainState.PAUSED, DomainState.RUNNING]
+    with pytest.raises(HypervisorError, match="cannot be paused"):
+        await hypervisor.pause(str(uuid4()))
+
+
+async def test_statistics_of_all_in_one_call(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    assert await hypervisor.statistics() == []
+    await hypervisor.create_paused(spec)
+    await hypervisor.resume(spec.uuid)
+    (stats,) = await hypervisor.statistics()
+    assert (stats.uuid, stats.memory, stats.memory_max, stats.vcpus) == (spec.uuid, 32 << 10, 32 << 10, 1)
+    assert stats.cpu_time > 0
+
+
+async def test_the_console_is_a_terminal_and_is_logged(
+    hypervisor: Hypervisor, spec: DomainSpec, tmp_path: Path
+) -> None:
+    echoing = replace(spec, disks=(make_disk(tmp_path / "echo.raw", say(b"hello ") + ECHO),))
+    await hypervisor.create_paused(echoing)
+    await hypervisor.resume(spec.uuid)
+    await wait_for(spec.console_log, "hello")
+    terminal = os.open(await hypervisor.console(spec.uuid), os.O_RDWR | os.O_NOCTTY)
+    try:
+        os.write(terminal, b"from the host")
+        await wait_for(spec.console_log, "from the host")
+        assert b"from the host" in await asyncio.to_thread(os.read, terminal, 100)
+    finally:
+        os.close(terminal)
+    with pytest.raises(HypervisorError, match="has no console"):
+        await hypervisor.console(str(uuid4()))
+
+
+async def test_a_vm_that_somebody_else_starts_and_ends_is_told_of(
+    hypervisor: Hypervisor, spec: DomainSpec, tmp_path: Path
+) -> None:
+    """As virsh does: on the same libvirt, past us."""
+    with short_folder() as home:
+        inside = build_inside(home, hypervisor)
+        vm = add_vm(inside.registry, "StandaloneVM", "work", mode="hvm")
+        told: list[str] = []
+        inside.inventory.editor.listen(lambda event: told.append(event.name))
+        off = replace(spec, uuid=vm.uuid, disks=(make_disk(tmp_path / "disk.raw", HALT),))
+        connection = cast("LibvirtHypervisor", hypervisor)._opened()
+        Path(off.console_log).parent.mkdir()
+        domain = await asyncio.to_thread(connection.createXML, build_domain_xml(off, "tcg", find_emulator("")), 0)
+        await until(lambda: told == ["domain-start"])
+        assert vm.power_state == "Running"
+        await until(lambda: vm.get("xid") > 0 and vm.uuid in inside.agents.running)
+        await asyncio.to_thread(domain.suspend)
+        await until(lambda: vm.power_state == "Paused")
+        await asyncio.to_thread(domain.resume)
+        await until(lambda: vm.power_state == "Running")
+        await asyncio.to_thread(domain.destroy)
+        await until(lambda: told[-1] == "domain-shutdown")
+        assert told == ["domain-start", "domain-paused", "domain-unpaused", "domain-stopped", "domain-shutdown"]
+        assert (vm.power_state, vm.get("xid"), inside.agents.running) == ("Halted", -1, set())
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if is_true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not within 10 s")

@@ -9,8 +9,11 @@ from crannog.core.plan import Plan
 from crannog.core.registry import Registry
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM, QubeBase
+from crannog.editing.devices import Devices
 from crannog.editing.editor import Editor
+from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
+from crannog.editing.pools import Pools
 from crannog.editing.population import Population
 from crannog.editing.volumes import Volumes
 
@@ -72,6 +75,9 @@ class Backend(Protocol):
     population: Population
     volumes: Volumes
     kernels: KernelShelf
+    pools: Pools
+    devices: Devices
+    firewall: Firewall
 
     @property
     def power(self) -> Power:

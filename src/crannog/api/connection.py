@@ -150,11 +150,11 @@ class Connection:
             self._service.connections.add(self)
             self._task = asyncio.ensure_future(self._await(request, outcome))
         else:
-            self._send(encode_ok(encode_reply(outcome)))
+            self._send(_respond(request, outcome))
 
     async def _await(self, request: Request, reply: Awaitable[Reply]) -> None:
         try:
-            response = encode_ok(encode_reply(await reply))
+            response = _respond(request, await reply)
         except Exception as error:  # noqa: BLE001 - told and logged
             response = _explain(request, error)
         self._send(response)
@@ -218,6 +218,14 @@ class Connection:
             self._service.hangups.forget(self._socket.fileno())
             self._leave()
             self._leave = None
+
+
+def _respond(request: Request, reply: Reply) -> bytes:
+    """Return the response to a request that succeeded, if its reply can be written at all."""
+    try:
+        return encode_ok(encode_reply(reply))
+    except UnicodeEncodeError as error:  # a file's name, for instance
+        return _explain(request, error)
 
 
 def _explain(request: Request, error: Exception) -> bytes:

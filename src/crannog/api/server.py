@@ -45,7 +45,32 @@ class Server:
 
     async def start(self) -> None:
         """Listen; raises DaemonError when somebody else answers at the socket, or it cannot be made."""
-        self._check_free()
+        try:
+            self._check_free()
+            listener = self._listen()
+        except OSError as error:
+            raise DaemonError(f"crannogd cannot listen at {self._path}: {error.strerror or error}") from error
+        listener.setblocking(False)
+        self._socket = listener
+        self.hangups = HangupWatch()
+        self._accept_again()
+
+    def _check_free(self) -> None:
+        """Delete a socket that a dead daemon left. One that is too busy to take another client is not dead."""
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(self._path)
+            except BlockingIOError:
+                pass
+            except FileNotFoundError:
+                return
+            except ConnectionRefusedError:
+                os.unlink(self._path)
+                return
+        raise DaemonError(f"socket already exists: {self._path} is served by another program; stop that one first")
+
+    def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX)
         before = os.umask(0o177 if self._group is None else 0o117)
         try:
@@ -53,26 +78,12 @@ class Server:
             if self._group is not None:
                 os.chown(self._path, -1, self._group)
             listener.listen(BACKLOG)
-        except OSError as error:
+        except OSError:
             listener.close()
-            raise DaemonError(f"crannogd cannot listen at {self._path}: {error.strerror}") from error
+            raise
         finally:
             os.umask(before)
-        listener.setblocking(False)
-        self._socket = listener
-        self.hangups = HangupWatch()
-        self._accept_again()
-
-    def _check_free(self) -> None:
-        """Delete a socket that a dead daemon left."""
-        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-            try:
-                probe.connect(self._path)
-            except OSError:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._path)
-                return
-        raise DaemonError(f"socket already exists: {self._path} is served by another program; stop that one first")
+        return listener
 
     async def stop(self) -> None:
         """Stop listening, take the socket away and end what waits. Calls that run are not waited for."""

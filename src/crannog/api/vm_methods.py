@@ -1,43 +1,101 @@
 """Methods that make and remove VMs (Admin API, section 6)."""
 
 from crannog.api.table import Access, Call, Destination, Presence, Scope, method
-from crannog.core.vms import CLASSES, AdminVM
+from crannog.core.vms import CLASSES, AdminVM, QubeBase
 from crannog.editing.population import NewVM
-from crannog.errors import ProtocolError
+from crannog.errors import NotYetError, ProtocolError, ValueRefusedError
 
 VM, ADMIN, ANY = Destination.VM, Destination.ADMIN, Destination.ANY
+_POOL = "pool"
+_POOL_OF = "pool:"
 
 
-async def _create(call: Call, klass: str) -> None:
-    options = {}
-    for word in call.text().split(" "):
-        key, separator, value = word.partition("=")
-        if not separator or key not in ("name", "label") or key in options:
-            raise ProtocolError(f"the payload has a malformed word '{word[:80]}'")
-        options[key] = value
+async def _create(call: Call, klass: str, *, may_choose_pools: bool) -> None:
+    options = _parse_options(call.text(), may_choose_pools=may_choose_pools)
     if "name" not in options:
         raise ProtocolError("the payload names no VM")
     template = call.backend.registry.find_vm(call.argument) if call.argument else None
-    wanted = NewVM(klass, options["name"], options.get("label", ""), template)
+    pools = {key.removeprefix(_POOL).removeprefix(":"): value for key, value in options.items() if _is_pool(key)}
+    if "" in pools and len(pools) > 1:
+        raise ProtocolError("the payload has 'pool=' and 'pool:VOLUME=', which exclude each other")
+    wanted = NewVM(klass, options["name"], options.get("label", ""), template, pools)
     await call.backend.population.create(wanted, created_by=call.source.name)
 
 
+def _parse_options(text: str, *, may_choose_pools: bool) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for word in text.split(" "):
+        key, separator, value = word.partition("=")
+        is_known = key in ("name", "label") or (may_choose_pools and _is_pool(key))
+        if not separator or not is_known or key in options:
+            raise ProtocolError(f"the payload has a malformed word '{word[:80]}'")
+        options[key] = value
+    return options
+
+
+def _is_pool(key: str) -> bool:
+    return key == _POOL or (key.startswith(_POOL_OF) and key != _POOL_OF)
+
+
 def _declare_create(klass: str) -> None:
-    @method(
-        f"admin.vm.Create.{klass}",
-        ADMIN,
-        argument=Presence.OPTIONAL,
-        payload=Presence.REQUIRED,
-        access=Access.WRITE,
-        scope=Scope.GLOBAL,
-    )
-    async def create(call: Call) -> None:
-        await _create(call, klass)
+    def declare(name: str, help_: str, *, may_choose_pools: bool) -> None:
+        async def create(call: Call) -> None:
+            await _create(call, klass, may_choose_pools=may_choose_pools)
+
+        create.__doc__ = help_
+        declared = method(
+            f"admin.vm.{name}.{klass}",
+            ADMIN,
+            argument=Presence.OPTIONAL,
+            payload=Presence.REQUIRED,
+            access=Access.WRITE,
+            scope=Scope.GLOBAL,
+        )
+        declared(create)
+
+    plain = f"Make a VM of class {klass}, as `name=NAME label=LABEL`; the argument is its template, if any."
+    declare("Create", plain, may_choose_pools=False)
+    declare("CreateInPool", f"{plain[:-1]}. `pool=POOL` or `pool:VOLUME=POOL` ... say where.", may_choose_pools=True)
 
 
 for _klass, _cls in CLASSES.items():
     if _cls is not AdminVM:
         _declare_create(_klass)
+
+
+@method(
+    "admin.vm.CreateDisposable",
+    ANY,
+    argument=Presence.OPTIONAL,
+    payload=Presence.OPTIONAL,
+    access=Access.WRITE,
+    scope=Scope.GLOBAL,
+)
+async def create_disposable(call: Call) -> str:
+    """Make a disposable from an AppVM, dom0 meaning the caller's default one; return its name, or `uuid:UUID`.
+
+    The payload `uuid` asks for the UUID. The disposable is removed when it stops.
+    """
+    if call.argument == "preload":
+        raise NotYetError("disposables cannot be made ready before they are needed yet")
+    if call.argument or call.payload not in (b"", b"uuid"):
+        raise ProtocolError("unexpected argument" if call.argument else "unexpected payload")
+    population = call.backend.population
+    vm = await population.create_disposable(_disposable_template(call), created_by=call.source.name)
+    return f"uuid:{vm.uuid}" if call.payload else vm.name
+
+
+def _disposable_template(call: Call) -> QubeBase:
+    if call.vm.klass != "AdminVM":
+        return call.vm
+    has_default = "default_dispvm" in call.source.declared()
+    template = call.source.get("default_dispvm") if has_default else None
+    if not isinstance(template, QubeBase):
+        raise ValueRefusedError(
+            f"{call.source.name} has no default_dispvm to make disposables from; name an AppVM, or set one with "
+            f"'qvm-prefs {call.source.name} default_dispvm'"
+        )
+    return template
 
 
 @method("crannog.vm.Clone", VM, argument=Presence.OPTIONAL, payload=Presence.REQUIRED, access=Access.WRITE)

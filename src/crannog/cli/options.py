@@ -1,8 +1,8 @@
 """Command lines, declared once and read twice.
 
-A correct command line is read here, by 60 lines that import nothing. Help, errors and everything unusual
-(abbreviated options, `-abc`) go to argparse, built from the same declaration: importing it costs as much as
-everything else that a tool does.
+A correct command line is read here, by 70 lines that import nothing. Help, errors and everything unusual
+(abbreviated options, `-abc`, `--version`) go to argparse, built from the same declaration: importing it costs as much
+as everything else that a tool does.
 """
 
 from __future__ import annotations
@@ -15,14 +15,27 @@ if TYPE_CHECKING:
 
 
 class Option:
-    """An option: `names` as typed, `metavar` when it takes a value."""
+    """An option: `names` as typed, `metavar` when it takes a value.
 
-    def __init__(self, *names: str, help: str, metavar: str = "", default: str = "", is_repeated: bool = False) -> None:  # noqa: A002
+    With `is_repeated` it may be given several times, with `takes_words` each time with several values; its own value
+    is then the list of them all.
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        help: str,  # noqa: A002
+        metavar: str = "",
+        default: str = "",
+        is_repeated: bool = False,
+        takes_words: bool = False,
+    ) -> None:
         self.names = names
         self.help = help
         self.metavar = metavar
         self.default = default
-        self.is_repeated = is_repeated
+        self.is_repeated = is_repeated or takes_words
+        self.takes_words = takes_words
         self.key = next(name for name in names if name.startswith("--"))[2:].replace("-", "_")
 
     def initial(self) -> Any:  # noqa: ANN401 - a flag, a text or a list of texts
@@ -30,6 +43,12 @@ class Option:
         if self.is_repeated:
             return []
         return self.default if self.metavar else False
+
+
+VERBOSE = Option("--verbose", "-v", help="accepted for those who are used to it: there is nothing more to say")
+QUIET = Option("--quiet", "-q", help="accepted for those who are used to it: only failures are told anyway")
+COMMON = (VERBOSE, QUIET)
+"""Options that every tool takes and that most need not look at."""
 
 
 class Operand:
@@ -82,7 +101,7 @@ class Command:
                 rest = arguments if word == "--" else [word, *arguments]
                 words += rest[1:] if rest[:1] == ["--"] and word != "--" else rest
                 break
-            if not word.startswith("-") or word == "-":
+            if _is_word(word):
                 words.append(word)
             elif not self._take_option(word, named, arguments, values):
                 return None
@@ -102,6 +121,8 @@ class Command:
                 return False
             value = arguments.pop(0)
         values[option.key] = [*values[option.key], value] if option.is_repeated else value
+        while option.takes_words and not separator and arguments and _is_word(arguments[0]):
+            values[option.key].append(arguments.pop(0))
         return True
 
     def _assign_words(self, words: list[str], values: dict[str, Any]) -> bool:
@@ -123,20 +144,31 @@ class Command:
         """Return the same command line as an argparse parser."""
         import argparse
 
+        from crannog import __version__
+
         parser = argparse.ArgumentParser(
             prog=self.program,
             description=self.summary,
             epilog=f"examples:\n{self.examples}" if self.examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        parser.add_argument("--version", action="version", version=f"{self.program} of Crannog {__version__}")
         for option in self.options:
-            if option.metavar:
-                action = "append" if option.is_repeated else "store"
-                extra: dict[str, Any] = {"metavar": option.metavar, "default": option.initial()}
-            else:
-                action, extra = "store_true", {}
-            parser.add_argument(*option.names, dest=option.key, help=option.help, action=action, **extra)
+            parser.add_argument(*option.names, dest=option.key, help=option.help, **_explain(option))
         counts = {"1": {}, "?": {"nargs": "?"}, "*": {"nargs": "*"}, "...": {"nargs": argparse.REMAINDER}}
         for operand in self.operands:
             parser.add_argument(operand.key, metavar=operand.metavar, help=operand.help, **counts[operand.count])  # type: ignore[arg-type]
         return parser
+
+
+def _is_word(text: str) -> bool:
+    return not text.startswith("-") or text == "-"
+
+
+def _explain(option: Option) -> dict[str, Any]:
+    """Return what argparse is told of an option beside its names."""
+    if not option.metavar:
+        return {"action": "store_true"}
+    action = "extend" if option.takes_words else "append" if option.is_repeated else "store"
+    words = {"nargs": "+"} if option.takes_words else {}
+    return {"action": action, "metavar": option.metavar, "default": option.initial(), **words}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from crannog.cli.connect import OFFLINE, open_client
-from crannog.cli.options import Option
+from crannog.cli.options import COMMON, Option
 from crannog.cli.request import refuse_odd_name, refuse_odd_value
 from crannog.cli.tool import say
 from crannog.errors import UsageError
@@ -22,6 +22,7 @@ OPTIONS = (
     Option("--set", "-s", help="set the property; a VALUE may then also start with '-'"),
     Option("--hide-default", help="leave out properties that have their default"),
     Option("--help-properties", help="say what each property means"),
+    *COMMON,
     OFFLINE,
 )
 _SET = ("--set", "-s")
@@ -110,10 +111,17 @@ def _refuse_contradictions(options: Values) -> None:
 
 
 def arguments_of(command: Command) -> list[str]:
-    """Return the process's arguments. With --set, whatever is not an option of the command is a word, dash or not."""
+    """Return the process's arguments. With --set, whatever is not an option of the command is a word, dash or not.
+
+    Options that say nothing are options before the first word only: `-v` is a value like any other for a kernel.
+    """
     arguments = sys.argv[1:]
     if "--" in arguments or not any(word in _SET for word in arguments):
         return arguments
+    common = {name for option in COMMON for name in option.names}
     known = {"-h", "--help", *(name for option in command.options for name in option.names)}
-    words = [word for word in arguments if word not in known]
-    return [*(word for word in arguments if word in known), "--", *words]
+    options: list[str] = []
+    words: list[str] = []
+    for word in arguments:
+        (options if word in known and not (words and word in common) else words).append(word)
+    return [*options, "--", *words]

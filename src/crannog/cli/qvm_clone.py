@@ -1,7 +1,7 @@
 """qvm-clone: make a VM with the settings and data of another."""
 
 from crannog.cli.connect import OFFLINE, open_client
-from crannog.cli.options import Command, Operand, Option, Values
+from crannog.cli.options import COMMON, Command, Operand, Option, Values
 from crannog.cli.qvm_create import CLASSES, refuse_odd_class
 from crannog.cli.tool import end, refuse_odd_word, run
 from crannog.errors import UsageError
@@ -12,6 +12,7 @@ COMMAND = Command(
     Operand("source", "SRC", "the VM to clone"),
     Operand("name", "NAME", "name of the new VM"),
     Option("--class", "-C", metavar="CLASS", help=f"class of the new VM, if another: {', '.join(CLASSES)}"),
+    *COMMON,
     OFFLINE,
     examples="  qvm-clone work work-2\n  qvm-clone --class StandaloneVM debian-12 other",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crannog.cli.connect import OFFLINE, open_client
-from crannog.cli.options import Command, Operand, Option
+from crannog.cli.options import COMMON, Command, Operand, Option
 from crannog.cli.request import refuse_odd_name, refuse_odd_value
 from crannog.cli.tool import end, run, say
 from crannog.errors import FeatureNotFoundError, UsageError
@@ -24,6 +24,7 @@ FEATURES = Command(
     Option("--with-template", help="a feature that the VM does not have is looked up in its template"),
     Option("--with-netvm", help="the same in its netvm"),
     Option("--with-admin", help="the same in dom0; --with-template may be given too and comes first"),
+    *COMMON,
     OFFLINE,
     examples=(
         "  qvm-features work\n  qvm-features work gui 1\n  qvm-features work gui ''\n"
@@ -41,6 +42,7 @@ SERVICE = Command(
     Option("--enable", "-e", help="switch the service on"),
     Option("--disable", "-d", help="switch the service off"),
     Option("--default", "--unset", "--delete", "-D", help="leave the service to the VM again"),
+    *COMMON,
     OFFLINE,
     examples="  qvm-service work\n  qvm-service work cups on\n  qvm-service -d work cups\n  qvm-service -D work cups",
 )

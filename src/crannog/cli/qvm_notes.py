@@ -6,7 +6,7 @@ import os
 import sys
 
 from crannog.cli.connect import OFFLINE, open_client
-from crannog.cli.options import Command, Operand, Option
+from crannog.cli.options import COMMON, Command, Operand, Option
 from crannog.cli.tool import end, run
 from crannog.client.connection import Client
 from crannog.errors import CrannogError, InUseError, NotFoundError, UsageError, ValueRefusedError
@@ -33,6 +33,7 @@ COMMAND = Command(
     Option("--import", "-i", metavar="FILE", is_repeated=True, help="make the content of FILE the notes; - is stdin"),
     Option("--delete", "-D", "-d", help="delete the notes"),
     Option("--force", "-f", help="accepted for those who are used to it: no question is ever asked"),
+    *COMMON,
     OFFLINE,
     examples=(
         "  qvm-notes work\n  qvm-notes --edit work\n  qvm-notes --append 'mail: since May' work\n"

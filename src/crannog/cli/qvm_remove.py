@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from crannog.cli.connect import OFFLINE, open_client
-from crannog.cli.options import Command, Operand, Option
+from crannog.cli.options import COMMON, Command, Operand, Option
 from crannog.cli.tool import end, for_each, run
 from crannog.errors import UsageError
 
@@ -20,6 +20,7 @@ COMMAND = Command(
     "Remove halted VMs and all their data.",
     Operand("vms", "VM", "the VMs to remove", "*"),
     Option("--force", "-f", help="do not ask"),
+    *COMMON,
     OFFLINE,
     examples="  qvm-remove work\n  qvm-remove --force one two",
 )

@@ -2,7 +2,8 @@
 
 import os
 
-from crannog.cli.options import Command, Operand, Option, Values
+from crannog.cli.options import QUIET, Command, Operand, Option, Values
+from crannog.cli.selection import EXCLUDE, select
 from crannog.cli.tool import end, for_each, run, say
 from crannog.client.connection import Client
 from crannog.errors import UsageError, VMNotHaltedError
@@ -17,23 +18,29 @@ COMMAND = Command(
     ),
     Option("--no-wait", help="return as soon as the VM runs"),
     Option("--cdrom", metavar="[dom0:]IMAGE", help="boot an HVM from this CD image"),
+    Option("--all", help="all VMs that are halted"),
+    EXCLUDE,
     Option("--skip-if-running", help="a VM that runs already is no error"),
+    Option("--no-guid", help="accepted for those who are used to it: no display is opened here"),
     Option("--dry-run", help="print the steps and do nothing"),
     Option("--verbose", "-v", help="print how long each stage took"),
-    examples="  qvm-start work\n  qvm-start -v --wait work desk\n  qvm-start --cdrom /srv/install.iso other-os",
+    QUIET,
+    examples="  qvm-start work\n  qvm-start -v --wait work desk\n  qvm-start --cdrom /srv/install.iso other-os\n"
+    "  qvm-start --all --exclude debian-12",
 )
 
 
 def _start(options: Values) -> int:
-    if not options.vms:
-        raise UsageError("name the VMs to start; qvm-ls lists them")
     if options.wait and options.no_wait:
         raise UsageError("--wait and --no-wait exclude each other")
-    client = Client()
+    if options.cdrom and options.all:
+        raise UsageError("--cdrom is for VMs that are named, not for --all")
     words = [word for word in ("wait", "dry-run") if getattr(options, word.replace("-", "_"))]
     argument = "+".join([*words, *(["nowait"] if options.no_wait else [])])
     cdrom = _image(options.cdrom) if options.cdrom else ""
-    return for_each(COMMAND.program, options.vms, lambda vm: _start_one(client, vm, argument, cdrom, options))
+    client = Client()
+    vms = select(client, options, "start", lambda row: row.state == "Halted")
+    return for_each(COMMAND.program, vms, lambda vm: _start_one(client, vm, argument, cdrom, options))
 
 
 def _image(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crannog.cli.connect import OFFLINE, open_client
-from crannog.cli.options import Command, Operand
+from crannog.cli.options import COMMON, Command, Operand
 from crannog.cli.request import refuse_odd_name
 from crannog.cli.tool import end, run, say
 from crannog.errors import TagNotFoundError, UsageError
@@ -26,6 +26,7 @@ COMMAND = Command(
         "?",
     ),
     Operand("tags", "TAG", "the tags", "*"),
+    *COMMON,
     OFFLINE,
     examples="  qvm-tags work\n  qvm-tags work add mail bank\n  qvm-tags work list mail\n  qvm-tags work del bank",
 )

@@ -22,7 +22,7 @@ COMMAND = Command(
     "Each change of a VM or setting makes a version; the last 50 are kept, and what restore or import replaces is\n"
     "one of them. Only settings come back: VMs whose volumes were deleted since do not get them back, and the data\n"
     "of VMs that are imported has to be brought over separately. crannogd must not run for restore and import.",
-    Operand("action", "ACTION", "history, restore, check or import"),
+    Operand("action", "history|restore|check|import", "what to do"),
     Operand("what", "N|FILE", "the version to go back to, or the file to check or import", "?"),
     Option("--replace", help="import: although the store has VMs; they are in the store's history then"),
     Option("--dry-run", help="import: only say what would be taken over, and what not"),

@@ -34,18 +34,36 @@ class Client:
 
         Raises the error that the daemon names, or DaemonError when there is no answer.
         """
+        connection = self._send(method, destination, argument, payload)
+        try:
+            reply = _read_all(connection)
+        except OSError as error:
+            raise self._broken(method, error) from error
+        finally:
+            connection.close()
+        return self._parse(method, reply)
+
+    def open_stream(self, method: str, destination: str = "dom0", argument: str = "") -> _socket.socket:
+        """Call a method that answers with a stream, and return the connection it comes on.
+
+        crannog.client.events reads it. Raises DaemonError when the daemon cannot be reached.
+        """
+        return self._send(method, destination, argument, b"")
+
+    def _send(self, method: str, destination: str, argument: str, payload: bytes) -> _socket.socket:
         check_destination(destination)
         header = f"{method}+{argument} dom0 name {destination}".encode("utf-8", "surrogateescape")
         connection = self._connect()
         try:
             connection.sendall(header + b"\0" + payload)
             connection.shutdown(_socket.SHUT_WR)
-            reply = _read_all(connection)
         except OSError as error:
-            raise DaemonError(f"crannogd broke off during {method}: {error.strerror}; {self._where()}") from error
-        finally:
             connection.close()
-        return self._parse(method, reply)
+            raise self._broken(method, error) from error
+        return connection
+
+    def _broken(self, method: str, error: OSError) -> DaemonError:
+        return DaemonError(f"crannogd broke off during {method}: {error.strerror}; {self._where()}")
 
     def text(self, method: str, destination: str = "dom0", argument: str = "", payload: str = "") -> str:
         """Call a method whose payload and reply are text."""

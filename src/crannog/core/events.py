@@ -117,3 +117,23 @@ def shutdown_failed(vm: str, reason: str) -> list[Event]:
 def plain(vm: str, name: str) -> list[Event]:
     """Return an event that says nothing but its name, such as `domain-paused`."""
     return [Event(vm, name)]
+
+
+def pool_added(pool: str) -> list[Event]:
+    """Return what is told of a new pool."""
+    return [Event("", "pool-add", {"pool": pool})]
+
+
+def pool_removed(pool: str) -> list[Event]:
+    """Return what is told of a pool that is gone."""
+    return [Event("", f"pool-{when}", {"pool": pool}) for when in ("pre-delete", "delete")]
+
+
+def import_began(vm: str, volume: str, size: int) -> list[Event]:
+    """Return what is told when a volume is about to get new content of `size` bytes."""
+    return [Event(vm, "domain-volume-import-begin", {"volume": volume, "size": str(size)})]
+
+
+def import_ended(vm: str, volume: str, *, success: bool) -> list[Event]:
+    """Return what is told when that is over."""
+    return [Event(vm, "domain-volume-import-end", {"volume": volume, "success": str(success)})]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from crannog.errors import InUseError, ValueRefusedError
+from crannog.errors import LabelExistsError, ValueRefusedError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COLOR = re.compile(r"0x[0-9a-f]{6}")
@@ -55,12 +55,12 @@ def check_label_name(name: str) -> str:
 def new_label(existing: Iterable[Label], name: str, color: str) -> Label:
     """Return a custom label with the first free index above the built-in ones.
 
-    Raises ValueRefusedError for a malformed name or colour, InUseError for a name that is taken.
+    Raises ValueRefusedError for a malformed name or colour, LabelExistsError for a name that is taken.
     """
     labels = list(existing)
     check_label_name(name)
     if any(label.name == name for label in labels):
-        raise InUseError(f"a label called '{name}' exists already; choose another name")
+        raise LabelExistsError(f"a label called '{name}' exists already; choose another name")
     taken = {label.index for label in labels}
     index = next(number for number in range(len(BUILT_IN) + 1, len(taken) + len(BUILT_IN) + 2) if number not in taken)
     return Label(index, name, parse_color(color))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from crannog.core import rules
@@ -17,9 +18,18 @@ from crannog.core.names import check_name
 from crannog.core.pools import BUILT_IN_POOLS, PoolConfig
 from crannog.core.properties import Holder, Property, collect
 from crannog.core.runtime import HostFacts, NothingRuns, Runtime
+from crannog.core.templates import origin
 from crannog.core.vms import ADMIN_NAME, ADMIN_UUID, CLASSES, AdminVM, LocalVM, QubeBase
 from crannog.core.volumes import DEFAULT_PRIVATE_SIZE, DEFAULT_ROOT_SIZE, Volume
-from crannog.errors import InUseError, LabelNotFoundError, UUIDRefusedError, ValueRefusedError, VMNotFoundError
+from crannog.errors import (
+    InUseError,
+    LabelNotFoundError,
+    PoolInUseError,
+    UUIDRefusedError,
+    ValueRefusedError,
+    VMExistsError,
+    VMNotFoundError,
+)
 
 _UUID = re.compile(r"uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -113,9 +123,9 @@ class Registry(Holder):
         return self.labels.get(name) or next(iter(self.labels.values()))
 
     def check_name_is_free(self, name: str) -> None:
-        """Raise InUseError when a VM has that name."""
+        """Raise VMExistsError when a VM has that name."""
         if name in self._by_name:
-            raise InUseError(f"a VM called '{name}' exists already; choose another name")
+            raise VMExistsError(f"a VM called '{name}' exists already; choose another name")
 
     def users_of_template(self, template: QubeBase) -> list[QubeBase]:
         """Return the VMs that start from this VM's root."""
@@ -211,15 +221,28 @@ class Registry(Holder):
     def _new_volume(self, vm: QubeBase, name: str, like: QubeBase | None) -> Volume:
         rule = vm.VOLUME_RULES[name]
         its = like.volumes.get(name) if like else None
+        pool = str(self.get(f"default_pool_{name}"))
+        if rule.snap_on_start and vm.template and name in vm.template.volumes:
+            pool = origin(vm.template, name)[1].pool  # a layer lies beside what it stands on
         return Volume(
             name=name,
-            pool=str(self.get(f"default_pool_{name}")),
+            pool=pool,
             vid=f"{vm.name}-{vm.uuid[:8]}/{name}",
             size=its.size if its else DEFAULT_ROOT_SIZE if name == "root" else DEFAULT_PRIVATE_SIZE,
             snap_on_start=rule.snap_on_start,
             save_on_stop=rule.save_on_stop,
-            revisions_to_keep=rule.revisions_to_keep,
+            revisions_to_keep=self._revisions_to_keep(rule.revisions_to_keep, pool),
         )
+
+    def _revisions_to_keep(self, rule: int, pool: str) -> int:
+        """Return how many revisions a new volume keeps: what its pool says, if its class keeps any."""
+        return self.pools[pool].revisions_to_keep if rule and pool in self.pools else rule
+
+    def place_layers(self, vm: QubeBase) -> None:
+        """Have the layers of a VM lie beside what they stand on: it got another template."""
+        for name, volume in vm.volumes.items():
+            if volume.snap_on_start and vm.template and name in vm.template.volumes:
+                vm.volumes[name] = replace(volume, pool=origin(vm.template, name)[1].pool)
 
     def _index(self, vm: QubeBase) -> None:
         self._listing = None
@@ -264,7 +287,7 @@ class Registry(Holder):
         del self._by_qid[vm.qid]
 
     def add_pool(self, pool: PoolConfig) -> None:
-        """Add a pool; raises InUseError when its name is taken."""
+        """Add a pool; raises PoolInUseError when its name is taken."""
         if pool.name in self.pools:
-            raise InUseError(f"a pool called '{pool.name}' exists already; choose another name")
+            raise PoolInUseError(f"a pool called '{pool.name}' exists already; choose another name")
         self.pools[pool.name] = pool

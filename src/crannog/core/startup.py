@@ -104,7 +104,7 @@ def _shared_in_place(user: LocalVM, owner: LocalVM) -> tuple[LocalVM, str] | Non
     """Return owner and name of a volume that `user` shows and `owner` writes in place, if there is one."""
     for name in user.volumes:
         holder, volume = origin(user, name)
-        if holder is owner and volume.revisions_to_keep == 0:
+        if holder is owner and volume.revisions_to_keep <= 0:
             return owner, name
     return None
 

@@ -13,9 +13,16 @@ no             no             empty at every start (volatile)
 
 from dataclasses import dataclass, replace
 
+from crannog.errors import ValueRefusedError
+
 GIB = 2**30
 DEFAULT_ROOT_SIZE = 10 * GIB
 DEFAULT_PRIVATE_SIZE = 2 * GIB
+MAX_SIZE = 2**51
+"""Bytes: a qcow2 layer with clusters of 64 KiB cannot be larger (QEMU's docs/interop/qcow2.txt, and its limits)."""
+
+ORDER = ("root", "private", "volatile", "kernel")
+"""In which order volumes are listed."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,20 @@ class Volume:
     extra: tuple[tuple[str, str], ...] = ()
     """What the store says of it besides, as pairs: kept as it is."""
 
+    @property
+    def ephemeral(self) -> bool:
+        """Whether a file from elsewhere says that what is written shall be unreadable later. It has no effect here."""
+        return dict(self.extra).get("ephemeral", "").lower() in ("true", "1", "yes", "on")
+
+    def without_ephemeral(self) -> "Volume":
+        """Return this volume without that."""
+        return replace(self, extra=tuple(pair for pair in self.extra if pair[0] != "ephemeral"))
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether what a VM writes is the content at once: there is no other that could be used meanwhile."""
+        return self.save_on_stop and self.revisions_to_keep <= 0
+
     def with_source(self, vid: str, size: int) -> "Volume":
         """Return this volume as a layer over another one."""
         return replace(self, source=vid, size=size)
@@ -45,3 +66,10 @@ class Location:
 
     path: str
     format: str
+
+
+def check_size(size: int) -> int:
+    """Return a size in bytes if a volume can have it; raises ValueRefusedError."""
+    if not 0 < size <= MAX_SIZE:
+        raise ValueRefusedError(f"a volume cannot have {size} bytes; use 1 to {MAX_SIZE}")
+    return size

@@ -10,8 +10,11 @@ from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.power import LivePower
 from crannog.daemon.world import World
+from crannog.editing.devices import Devices
 from crannog.editing.editor import Editor
+from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
+from crannog.editing.pools import Pools
 from crannog.editing.population import Population
 from crannog.editing.volumes import Volumes
 from crannog.errors import CrannogError
@@ -29,9 +32,14 @@ class Inventory:
         self.lifecycle = Lifecycle(world, registry, machines, self.editor.tell)
         self.lifecycle.news.on_halted = self._note_halt
         self.power = LivePower(self.lifecycle, Announcements(world, registry, self.editor))
-        self.population = Population(self.editor, world.pools, hold=machines.lock, forget=world.discard_logs)
-        self.volumes = Volumes(self.editor, world.pools, hold=machines.lock)
+        self.population = Population(
+            self.editor, world.pools, hold=machines.lock, busy=machines.busy, forget=world.discard_logs
+        )
+        self.volumes = Volumes(self.editor, world.pools, machines.lock, busy=machines.busy)
+        self.pools = Pools(self.editor, world.pools, world.drivers)
         self.kernels = KernelShelf(self.editor, world.kernels)
+        self.devices = Devices(self.editor, world.host_devices)
+        self.firewall = Firewall(self.editor)
 
     def permits(self, source: QubeBase, method: str, argument: str, vm: QubeBase) -> bool:
         """Tell whether policy lets a VM call a method on another: without a policy, nothing is let."""

@@ -45,6 +45,8 @@ class Lifecycle:
 
     async def plan(self, vm: LocalVM, request: StartRequest) -> Plan:
         """Return the steps of a start; raises what `plan_start` raises."""
+        if vm.uuid in self.machines.busy:
+            raise StateError(f"{vm.name} cannot be started: {self.machines.busy[vm.uuid]}")
         facts = StartFacts(
             power_state=self.machines.power_state(vm.uuid),
             active=self.machines.active(),

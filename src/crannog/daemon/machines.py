@@ -23,6 +23,8 @@ class Machines:
         self._xids: dict[str, int] = {}
         self._doing: dict[str, str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self.busy: dict[str, str] = {}
+        """What goes on with VMs that cannot start meanwhile, by UUID."""
         self._waiting: dict[tuple[str, DomainState], set[asyncio.Future[None]]] = {}
         self.on_change: Callable[[str, DomainState, DomainState], None] = lambda _uuid, _before, _after: None
         """Called with each new state of a domain, and the one before; before the more special calls below."""

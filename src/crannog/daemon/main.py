@@ -9,6 +9,7 @@ import signal
 import sys
 
 from crannog import __version__
+from crannog.adapters.hostdevices.sysfs import SysfsDevices
 from crannog.adapters.libvirt.connection import LibvirtHypervisor
 from crannog.adapters.storage.drivers import open_pools
 from crannog.adapters.storage.kernels import KernelPool
@@ -83,6 +84,7 @@ def build_world(paths: Paths, settings: Settings, store: FileStore, registry: Re
         agents=VMProcesses(paths),
         pools=open_pools(paths, registry.pools.values()),
         kernels=KernelPool(paths.kernels),
+        host_devices=SysfsDevices(),
     )
 
 

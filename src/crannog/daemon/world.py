@@ -5,13 +5,15 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from crannog.adapters.storage.drivers import Drivers
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
 from crannog.core.events import Event
 from crannog.core.volumes import Volume
-from crannog.editing.population import find_pool
+from crannog.editing.places import find_pool
 from crannog.ports.channel import AgentLinks
+from crannog.ports.hostdevices import HostDevices
 from crannog.ports.hypervisor import Hypervisor
 from crannog.ports.storage import Pool
 from crannog.vmlogs import discard_logs
@@ -30,6 +32,12 @@ class World:
     agents: AgentLinks
     pools: dict[str, Pool]
     kernels: KernelPool
+    host_devices: HostDevices
+
+    @property
+    def drivers(self) -> Drivers:
+        """The kinds of pools."""
+        return Drivers(self.paths)
 
     def pool_of(self, volume: Volume) -> Pool:
         """Return the pool of a volume; raises StorageError when this host cannot serve it."""

@@ -96,6 +96,8 @@ class Editor:
                 told.extend(events.vm_renamed(str(old), str(value)))
             else:
                 holder.values[name] = value
+                if name == "template" and isinstance(holder, QubeBase):
+                    self.registry.place_layers(holder)
 
     def reset_property(self, holder: Holder, name: str) -> None:
         """Give a property its default again; raises what `set_property` raises."""
@@ -194,6 +196,14 @@ class Editor:
     def set_notes(self, vm: QubeBase, text: str) -> None:
         """Keep a VM's notes; raises ValueRefusedError or StorageError."""
         self._store.save_notes(vm.uuid, text)
+
+    def firewall(self, vm: QubeBase) -> str | None:
+        """Return a VM's firewall rules as text, None when it was never given any; raises StorageError."""
+        return self._store.firewall(vm.uuid)
+
+    def set_firewall(self, vm: QubeBase, text: str | None) -> None:
+        """Keep a VM's firewall rules, which were checked; None forgets them. Raises StorageError."""
+        self._store.save_firewall(vm.uuid, text)
 
     def check_halted(self, vm: QubeBase, purpose: str) -> None:
         """Raise VMNotHaltedError, naming the purpose, while the VM is not halted."""

@@ -3,19 +3,20 @@
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 
 from crannog.core import events
 from crannog.core.registry import Registry
-from crannog.core.tags import creation_tags, following_tags
+from crannog.core.tags import CREATED_BY, creation_tags, following_tags
 from crannog.core.templates import origin
 from crannog.core.vms import QubeBase
 from crannog.core.volumes import Volume
 from crannog.editing.editor import Editor
-from crannog.editing.hold import Hold, hold_nothing
-from crannog.errors import StorageError
+from crannog.editing.hold import Busy, Hold, check_free, hold_all, hold_nothing
+from crannog.editing.places import check_steady, choose_pools, find_pool
+from crannog.errors import InUseError, StorageError
 from crannog.ports.storage import Pool
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,17 @@ MAX_DISPID = 10000
 
 @dataclass(frozen=True)
 class NewVM:
-    """What a new VM shall be; an empty label means the default, no template the default one."""
+    """What a new VM shall be; an empty label means the default, no template the default one.
+
+    `pools` says in which pools volumes shall be, by their names; the empty name stands for all volumes that are no
+    layers. Others go where the global properties say.
+    """
 
     klass: str
     name: str
     label: str
     template: QubeBase | None
+    pools: Mapping[str, str] = field(default_factory=dict)
 
 
 class Population:
@@ -42,6 +48,7 @@ class Population:
         pools: Mapping[str, Pool],
         *,
         hold: Hold = hold_nothing,
+        busy: Busy | None = None,
         forget: Callable[[str], None] = lambda _name: None,
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
         choose: Callable[[list[int]], int] = secrets.choice,
@@ -50,6 +57,9 @@ class Population:
         self._editor = editor
         self._pools = pools
         self._hold = hold
+        self._busy: Busy = {} if busy is None else busy
+        self._dispids: set[int] = set()
+        """Numbers of disposables that are just being made."""
         self._forget = forget
         self._new_uuid = new_uuid
         self._choose = choose
@@ -60,44 +70,68 @@ class Population:
 
     async def create(self, wanted: NewVM, *, created_by: str) -> QubeBase:
         """Make a new VM with its volumes; a failure at any step leaves nothing of it."""
+        return await self._create(wanted, created_by, self._free_dispid)
+
+    async def create_disposable(self, template: QubeBase, *, created_by: str) -> QubeBase:
+        """Make a disposable that is named after its number and goes when it stops."""
+        wanted = NewVM("DispVM", "", "", template)
+        return await self._create(wanted, created_by, self._free_numbered_name)
+
+    async def _create(self, wanted: NewVM, created_by: str, choose_dispid: Callable[[], int]) -> QubeBase:
         registry = self._registry
         label = registry.find_label(wanted.label) if wanted.label else None
         cls = registry.find_class(wanted.klass)
         template = wanted.template
         if template is None and cls.is_template_based:
             template = registry.get("default_dispvm" if cls.is_disposable else "default_template")
-        dispid = self._free_dispid() if cls.is_disposable else None
-        vm = registry.draft(wanted.klass, wanted.name, self._new_uuid(), template, dispid=dispid)
-        if label:
-            vm.values["label"] = label
-        async with self._new_volumes(vm):
-            self._add(vm, created_by)
+        with self._dispid_for(cls, choose_dispid) as dispid:
+            name = wanted.name or f"disp{dispid}"
+            vm = registry.draft(wanted.klass, name, self._new_uuid(), template, dispid=dispid)
+            vm.volumes = choose_pools(vm, wanted.pools)
+            if label:
+                vm.values["label"] = label
+            if not wanted.name:
+                self._mark_disposable(vm, created_by)
+            async with self._new_volumes(vm):
+                self._add_with_texts(vm, created_by, rules_of=vm.template if cls.is_disposable else None)
         return vm
 
-    async def clone(self, source: QubeBase, name: str, *, klass: str, created_by: str) -> QubeBase:
-        """Make a VM with all settings of `source`, its notes, and copies of its volumes. The source must be halted."""
-        async with self._hold(source.uuid):
-            return await self._clone(source, name, klass, created_by)
+    def _mark_disposable(self, vm: QubeBase, created_by: str) -> None:
+        """Have a VM removed when it stops, and told apart as one that somebody made for a single use."""
+        vm.values["auto_cleanup"] = True
+        tags = creation_tags(self._registry.find_vm(created_by))
+        vm.tags |= {f"disp-{tag}" for tag in tags if tag.startswith(CREATED_BY)}
 
-    async def _clone(self, source: QubeBase, name: str, klass: str, created_by: str) -> QubeBase:
+    async def clone(
+        self, source: QubeBase, name: str, *, klass: str, created_by: str, pools: Mapping[str, str] | None = None
+    ) -> QubeBase:
+        """Make a VM with all settings of `source`, its notes, and copies of its volumes. The source must be halted.
+
+        `pools` is that of NewVM.
+        """
+        owners = {owner for owner, held in (origin(source, volume) for volume in source.volumes) if held.is_in_place}
+        async with hold_all(self._hold, source, *owners):
+            return await self._clone(source, NewVM(klass, name, "", None, pools or {}), created_by)
+
+    async def _clone(self, source: QubeBase, wanted: NewVM, created_by: str) -> QubeBase:
         self._editor.check_halted(source, "be cloned")
-        cls = self._registry.find_class(klass or source.klass)
-        dispid = self._free_dispid() if cls.is_disposable else None
-        vm = self._registry.draft_clone(source, name, self._new_uuid(), klass, dispid=dispid)
-        async with self._new_volumes(vm):
-            for volume in list(vm.volumes.values()):
-                if volume.save_on_stop:
-                    vm.volumes[volume.name] = await self._pool(volume).clone(origin(source, volume.name)[1], volume)
-            notes = self._editor.notes(source)
-            if notes:
-                self._editor.set_notes(vm, notes)
-            try:
-                self._add(vm, created_by)
-            except BaseException:
-                with suppress(StorageError):  # notes that nobody refers to do no harm
-                    self._editor.set_notes(vm, "")
-                raise
+        check_free(self._busy, source, "be cloned")
+        cls = self._registry.find_class(wanted.klass or source.klass)
+        with self._dispid_for(cls, self._free_dispid) as dispid:
+            vm = self._registry.draft_clone(source, wanted.name, self._new_uuid(), wanted.klass, dispid=dispid)
+            vm.volumes = choose_pools(vm, wanted.pools)
+            async with self._new_volumes(vm):
+                for volume in list(vm.volumes.values()):
+                    if volume.save_on_stop:
+                        vm.volumes[volume.name] = await self._copy(source, volume)
+                self._add_with_texts(vm, created_by, notes=self._editor.notes(source), rules_of=source)
         return vm
+
+    async def _copy(self, source: QubeBase, target: Volume) -> Volume:
+        """Copy what the volume of the same name of another VM shows."""
+        check_steady(self._editor, source, target.name)
+        _, held = origin(source, target.name)
+        return await self._pool(target).clone(held, target, self._pool(held))
 
     @asynccontextmanager
     async def _new_volumes(self, vm: QubeBase) -> AsyncIterator[None]:
@@ -125,8 +159,32 @@ class Population:
             except StorageError as error:
                 log.warning("%s: %s; the next start of crannogd tries again", vm.name, error)
 
+    def _add_with_texts(
+        self, vm: QubeBase, created_by: str, *, notes: str = "", rules_of: QubeBase | None = None
+    ) -> None:
+        """Add a VM that has its notes, and the firewall rules of another VM, before anybody hears of it.
+
+        A disposable has the rules of the VM that it is made from: else it would be a way around them.
+        """
+        rules = self._editor.firewall(rules_of) if rules_of else None
+        try:
+            if notes:
+                self._editor.set_notes(vm, notes)
+            if rules is not None:
+                self._editor.set_firewall(vm, rules)
+            self._add(vm, created_by)
+        except BaseException:
+            with suppress(StorageError):  # texts that nobody refers to do no harm
+                self._discard_texts(vm)
+            raise
+
+    def _discard_texts(self, vm: QubeBase) -> None:
+        self._editor.set_notes(vm, "")
+        self._editor.set_firewall(vm, None)
+
     def _add(self, vm: QubeBase, created_by: str) -> None:
         creator = self._registry.find_vm(created_by)
+        self._by_pool(vm)  # a pool may have been removed while the volumes were made
         vm.tags |= creation_tags(creator) | following_tags(vm)
         with self._editor.change(self._registry) as told:
             self._registry.add(vm)
@@ -146,10 +204,11 @@ class Population:
 
     async def _remove(self, vm: QubeBase) -> None:
         self._editor.check_halted(vm, "be removed")
+        check_free(self._busy, vm, "be removed")
         with self._editor.change(self._registry) as told:
             self._registry.remove(vm)
             told.extend(events.vm_removed(vm.name))
-        self._editor.set_notes(vm, "")
+        self._discard_texts(vm)
         for volume in vm.volumes.values():
             pool = self._pools.get(volume.pool)
             if pool:
@@ -168,19 +227,29 @@ class Population:
     def _pool(self, volume: Volume) -> Pool:
         return find_pool(self._pools, volume)
 
+    @contextmanager
+    def _dispid_for(self, cls: type[QubeBase], choose: Callable[[], int]) -> Iterator[int | None]:
+        """Give out a number for a disposable that nobody else gets meanwhile; none for a VM of another class."""
+        dispid = choose() if cls.is_disposable else None
+        self._dispids |= {dispid} if dispid else set()
+        try:
+            yield dispid
+        finally:
+            self._dispids -= {dispid} if dispid else set()
+
     def _free_dispid(self) -> int:
         """Return a number that no disposable has: any, so that it says nothing about those before."""
-        taken = {vm.values.get("dispid") for vm in self._registry}
+        taken = self._dispids | {vm.values.get("dispid") for vm in self._registry}
         free = [number for number in range(1, MAX_DISPID) if number not in taken]
-        return self._choose(free) if free else self._registry.free_dispid()
+        return self._choose_from(free)
 
+    def _free_numbered_name(self) -> int:
+        """Return such a number that is in no VM's name either."""
+        taken = self._dispids | {vm.values.get("dispid") for vm in self._registry}
+        by_name = self._registry.by_name
+        return self._choose_from([n for n in range(1, MAX_DISPID) if n not in taken and by_name(f"disp{n}") is None])
 
-def find_pool(pools: Mapping[str, Pool], volume: Volume) -> Pool:
-    """Return the pool of a volume; raises StorageError when this host cannot serve it."""
-    try:
-        return pools[volume.pool]
-    except KeyError:
-        raise StorageError(
-            f"volume {volume.vid} is in pool '{volume.pool}', which cannot be served on this host (there: "
-            f"{', '.join(pools)}); 'qubes-prefs default_pool' says where new volumes go"
-        ) from None
+    def _choose_from(self, free: list[int]) -> int:
+        if not free:
+            raise InUseError(f"all {MAX_DISPID - 1} numbers of disposables are in use; remove some disposables first")
+        return self._choose(free)

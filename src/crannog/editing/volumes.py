@@ -1,33 +1,212 @@
-"""What is done to the volumes of VMs that exist: new content from an image."""
+"""What is done to the volumes of VMs that exist: other content, another size, other settings."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
+from crannog.core import events
+from crannog.core.pools import check_ephemeral, check_revisions
+from crannog.core.templates import origin
 from crannog.core.vms import QubeBase
+from crannog.core.volumes import Volume, check_size
 from crannog.editing.editor import Editor
-from crannog.editing.hold import Hold, hold_nothing
-from crannog.editing.population import find_pool
+from crannog.editing.hold import Busy, Hold, check_free, hold_all, hold_nothing
+from crannog.editing.places import check_steady, find_pool
+from crannog.editing.tokens import Tokens
 from crannog.errors import ValueRefusedError
 from crannog.ports.storage import Pool
 
 
 class Volumes:
-    """The volumes of one registry's VMs."""
+    """The volumes of one registry's VMs. Volumes are named; methods raise KeyError for one that the VM does not have.
 
-    def __init__(self, editor: Editor, pools: Mapping[str, Pool], hold: Hold = hold_nothing) -> None:
+    What changes a volume raises VMNotHaltedError while its VM runs, StateError while something else goes on with it,
+    ValueRefusedError where that kind of volume cannot be changed so, StorageError.
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        pools: Mapping[str, Pool],
+        hold: Hold = hold_nothing,
+        *,
+        busy: Busy | None = None,
+        tokens: Tokens | None = None,
+    ) -> None:
         self._editor = editor
         self._pools = pools
         self._hold = hold
+        self._busy: Busy = {} if busy is None else busy
+        self._tokens = tokens or Tokens()
+        self._imports: dict[tuple[str, str], int] = {}
+        """Sizes of what is being imported, by UUID and volume."""
+
+    # -- questions
+
+    def describe(self, vm: QubeBase, name: str) -> Volume:
+        """Return a volume as a start would use it: with its source as it is now."""
+        owner, held = origin(vm, name)
+        volume = vm.volumes[name]
+        return replace(volume, source="" if owner is vm else held.vid)
+
+    def locate(self, vm: QubeBase, name: str) -> str:
+        """Return the path that a start would use; empty where this host does not serve the pool."""
+        pool = self._pools.get(vm.volumes[name].pool)
+        return pool.locate(vm.volumes[name]).path if pool else ""
+
+    def usage(self, vm: QubeBase, name: str) -> int:
+        """Return the bytes that a volume takes on this host."""
+        pool = self._pools.get(vm.volumes[name].pool)
+        return pool.usage(vm.volumes[name]) if pool else 0
+
+    def revisions(self, vm: QubeBase, name: str) -> list[str]:
+        """Return what a volume can go back to, oldest first."""
+        pool = self._pools.get(vm.volumes[name].pool)
+        return pool.revisions(vm.volumes[name]) if pool and vm.volumes[name].save_on_stop else []
+
+    async def is_outdated(self, vm: QubeBase, name: str) -> bool:
+        """Tell whether a running VM uses content of its template that is not the newest any more."""
+        pool = self._pools.get(vm.volumes[name].pool)
+        return vm.power_state != "Halted" and pool is not None and await pool.is_outdated(self.describe(vm, name))
+
+    # -- content
 
     async def import_file(self, vm: QubeBase, name: str, path: str) -> None:
-        """Make the raw image at `path` the content of a halted VM's volume; raises VMNotHaltedError or StorageError."""
-        async with self._hold(vm.uuid):
-            self._editor.check_halted(vm, "get another image")
-            volume = vm.volumes[name]
-            if not volume.save_on_stop:
+        """Make the raw image at `path` the content of a volume."""
+        async with self._working(vm, name, "get another image") as (pool, volume):
+            self._keep(vm, await pool.import_file(volume, path))
+
+    async def clear(self, vm: QubeBase, name: str) -> None:
+        """Make the content of a volume all zeros."""
+        async with self._working(vm, name, "be cleared") as (pool, volume):
+            self._editor.tell(events.import_began(vm.name, name, volume.size))
+            is_done = False
+            try:
+                await pool.clear(volume)
+                is_done = True
+            finally:
+                self._editor.tell(events.import_ended(vm.name, name, success=is_done))
+
+    async def revert(self, vm: QubeBase, name: str, revision: str) -> None:
+        """Go back to a revision; raises NotFoundError when there is no such one."""
+        async with self._working(vm, name, "go back to a revision") as (pool, volume):
+            self._keep(vm, await pool.revert(volume, revision))
+
+    def offer(self, vm: QubeBase, name: str) -> str:
+        """Return a token with which a volume's content can be copied."""
+        return self._tokens.make(vm.uuid, vm.volumes[name].name)
+
+    async def copy(self, vm: QubeBase, name: str, text: str) -> None:
+        """Copy what a token stands for into a volume. The token is void from here on; raises NotFoundError."""
+        token = self._tokens.take(text)
+        source = self._editor.registry.find_vm(f"uuid:{token.uuid}")
+        owner, held = origin(source, token.volume)
+        beside = (owner,) if held.is_in_place else ()
+        async with self._working(vm, name, "get other content", beside=beside) as (pool, volume):
+            if (held.pool, held.vid) == (volume.pool, volume.vid):
+                raise ValueRefusedError(f"volume {name} of {vm.name} cannot be copied onto itself")
+            check_free(self._busy, owner, "be copied")
+            check_steady(self._editor, source, token.volume)
+            self._keep(vm, await pool.clone(held, volume, find_pool(self._pools, held)))
+
+    # -- content from another program
+
+    async def begin_import(self, vm: QubeBase, name: str, size: int | None) -> tuple[int, str]:
+        """Make a file for new content of a volume; return its size and path. The VM cannot start until the end."""
+        async with self._working(vm, name, "get another image") as (pool, volume):
+            wanted = check_size(volume.size if size is None else size)
+            path = await pool.begin_import(volume, wanted)
+            self._imports[vm.uuid, name] = wanted
+            self._busy[vm.uuid] = (
+                f"an import into its volume {name} goes on; wait until it is over, or give it up with "
+                "'crannog daemon stop'"
+            )
+            self._editor.tell(events.import_began(vm.name, name, wanted))
+        return wanted, path
+
+    async def end_import(self, vm: QubeBase, name: str, *, success: bool) -> None:
+        """Take over what was written, or forget it; raises ValueRefusedError when nothing was begun."""
+        size = self._imports.pop((vm.uuid, name), None)
+        if size is None:
+            raise ValueRefusedError(f"no import into volume {name} of {vm.name} was begun")
+        is_done = False
+        try:
+            async with self._hold(vm.uuid):
+                await self._end_import(vm, name, size if success else None)
+                is_done = success
+        finally:
+            self._busy.pop(vm.uuid, None)
+            self._editor.tell(events.import_ended(vm.name, name, success=is_done))
+
+    async def _end_import(self, vm: QubeBase, name: str, size: int | None) -> None:
+        volume = vm.volumes[name]
+        pool = find_pool(self._pools, volume)
+        if size is None:
+            await pool.give_up_import(volume)
+        else:
+            self._keep(vm, await pool.finish_import(volume, size))
+
+    # -- settings
+
+    async def resize(self, vm: QubeBase, name: str, size: int) -> None:
+        """Make a volume of a halted VM larger. A layer is as large at its VM's next start."""
+        async with self._working(vm, name, "get a volume of another size", own=False) as (pool, volume):
+            if size < volume.size:
                 raise ValueRefusedError(
-                    f"volume {name} of {vm.name} cannot be given an image: it is made anew from the template at each "
-                    f"start; create the VM with '--class StandaloneVM' instead"
+                    f"volume {name} of {vm.name} has {volume.size} bytes and cannot get fewer, as what is behind them "
+                    f"would be lost; by hand: make its file system smaller in the VM, copy the volume's beginning to a "
+                    f"file, and import that with 'qvm-volume import'"
                 )
-            imported = await find_pool(self._pools, volume).import_file(volume, path)
+            self._keep(vm, await pool.resize(volume, check_size(size)))
+
+    async def set_rw(self, vm: QubeBase, name: str, *, value: bool) -> None:
+        """Say whether a halted VM may write to a volume."""
+        async with self._working(vm, name, "get a volume with other rights", own=False) as (_, volume):
+            self._keep(vm, replace(volume, rw=value))
+
+    async def set_revisions_to_keep(self, vm: QubeBase, name: str, count: int) -> None:
+        """Say how many revisions a volume keeps; more than are kept are deleted. -1 and 0: it is written in place.
+
+        A running VM writes either in place or not: that is changed of a halted one only.
+        """
+        changed = replace(vm.volumes[name], revisions_to_keep=check_revisions(count))
+        if changed.is_in_place is not vm.volumes[name].is_in_place:
+            async with self._working(vm, name, "begin or cease to keep revisions", own=False) as (pool, volume):
+                self._keep(vm, replace(volume, revisions_to_keep=count))
+                await pool.trim(vm.volumes[name])
+        else:
+            pool = find_pool(self._pools, changed)
+            self._keep(vm, changed)
+            await pool.trim(changed)
+
+    def set_ephemeral(self, vm: QubeBase, name: str, *, value: bool) -> None:
+        """Say that what is written need not be unreadable later; raises NotYetError for the contrary."""
+        check_ephemeral(value=value)
+        self._keep(vm, vm.volumes[name].without_ephemeral())
+
+    # -- how
+
+    @asynccontextmanager
+    async def _working(
+        self, vm: QubeBase, name: str, purpose: str, *, own: bool = True, beside: tuple[QubeBase, ...] = ()
+    ) -> AsyncIterator[tuple[Pool, Volume]]:
+        """Hold a halted VM, and others beside it, and give out a volume of it; with `own`, one that is no layer."""
+        self._editor.check_halted(vm, purpose)  # one that is starting would be waited for
+        check_free(self._busy, vm, purpose)
+        async with hold_all(self._hold, vm, *beside):
+            self._editor.registry.find_vm(f"uuid:{vm.uuid}")  # it may have been removed meanwhile
+            self._editor.check_halted(vm, purpose)
+            check_free(self._busy, vm, purpose)
+            volume = vm.volumes[name]
+            if own and not volume.save_on_stop:
+                raise ValueRefusedError(
+                    f"volume {name} of {vm.name} cannot {purpose}: it is made anew from the template at each start; "
+                    f"create the VM with '--class StandaloneVM' instead"
+                )
+            yield find_pool(self._pools, volume), volume
+
+    def _keep(self, vm: QubeBase, volume: Volume) -> None:
+        """Keep a volume as it is now, if anything of it has changed."""
+        if vm.volumes[volume.name] != volume:
             with self._editor.change(vm):
-                vm.volumes[name] = imported
+                vm.volumes[volume.name] = volume

@@ -2,13 +2,17 @@
 
 from functools import partial
 
-from crannog.adapters.storage.drivers import open_pools
+from crannog.adapters.hostdevices.sysfs import SysfsDevices
+from crannog.adapters.storage.drivers import Drivers, open_pools
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
 from crannog.core.vms import QubeBase
+from crannog.editing.devices import Devices
 from crannog.editing.editor import Editor
+from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
+from crannog.editing.pools import Pools
 from crannog.editing.population import Population
 from crannog.editing.volumes import Volumes
 from crannog.hostfacts import read_host_facts
@@ -28,7 +32,10 @@ class OfflineBackend:
         pools = open_pools(paths, self.registry.pools.values())
         self.population = Population(self.editor, pools, forget=partial(discard_logs, paths))
         self.volumes = Volumes(self.editor, pools)
+        self.pools = Pools(self.editor, pools, Drivers(paths))
         self.kernels = KernelShelf(self.editor, KernelPool(paths.kernels))
+        self.devices = Devices(self.editor, SysfsDevices())
+        self.firewall = Firewall(self.editor)
         self.power = NoPower()
 
     def permits(self, source: QubeBase, method: str, argument: str, vm: QubeBase) -> bool:

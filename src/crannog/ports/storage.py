@@ -1,18 +1,36 @@
 """What Crannog asks of a storage pool."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
+from crannog.core.pools import PoolConfig
 from crannog.core.volumes import Location, Volume
 
 
 class Pool(Protocol):
-    """A place for volumes. Every method raises StorageError with the cause; none leaves half-made files behind."""
+    """A place for volumes. Every method raises StorageError with the cause; none leaves half-made files behind.
+
+    What gives a volume new content makes the former one a revision, where the volume keeps revisions. A volume that is
+    passed names its source (`Volume.source`) when it is a layer over another.
+    """
 
     name: str
     driver: str
 
     def locate(self, volume: Volume) -> Location:
-        """Return where the volume will be once it is started. Touches nothing."""
+        """Return where the volume will be once it is started. Changes nothing."""
+
+    def newest(self, vid: str) -> Location:
+        """Return the newest finished content of a volume that is no layer."""
+
+    def usage(self, volume: Volume) -> int:
+        """Return the bytes that the volume takes now, with its revisions."""
+
+    def revisions(self, volume: Volume) -> list[str]:
+        """Return what the volume can go back to, oldest first: not more than it keeps."""
+
+    async def is_outdated(self, volume: Volume) -> bool:
+        """Tell whether a started layer stands on content of its source that is not the newest any more."""
 
     async def create(self, volumes: tuple[Volume, ...]) -> None:
         """Make the volumes of one new VM, all or none. They are provisional until `claim`."""
@@ -23,11 +41,35 @@ class Pool(Protocol):
     async def import_file(self, volume: Volume, path: str) -> Volume:
         """Make the raw image at `path` the content of a stopped volume; return the volume with its new size."""
 
-    async def clone(self, source: Volume, target: Volume) -> Volume:
-        """Make the finished content of `source` that of `target`, a new volume of the same pool that is stopped.
+    async def begin_import(self, volume: Volume, size: int) -> str:
+        """Make a file of `size` bytes, all zeros, that somebody else writes new content to; return its path."""
 
-        Returns `target` with its new size.
+    async def finish_import(self, volume: Volume, size: int) -> Volume:
+        """Make that file the content of the volume, which is stopped; return the volume with its new size."""
+
+    async def give_up_import(self, volume: Volume) -> None:
+        """Delete that file; an absent one is no error."""
+
+    async def clone(self, source: Volume, target: Volume, home: "Pool | None" = None) -> Volume:
+        """Make the finished content of `source` that of `target`, which is stopped; return it with its new size.
+
+        `source` is in the pool `home`, else in this one.
         """
+
+    async def clear(self, volume: Volume) -> None:
+        """Make the content of a stopped volume all zeros."""
+
+    async def resize(self, volume: Volume, size: int) -> Volume:
+        """Make a stopped volume larger; return it with its new size."""
+
+    async def revert(self, volume: Volume, revision: str) -> Volume:
+        """Make a revision the content of a stopped volume again; return the volume with its new size.
+
+        Raises NotFoundError for a revision that is not among `revisions`.
+        """
+
+    async def trim(self, volume: Volume) -> None:
+        """Delete revisions beyond those that the volume keeps, as far as nothing stands on them."""
 
     async def start(self, volume: Volume) -> None:
         """Make the volume ready for use at `locate`. What a dropped layer held is gone from here on."""
@@ -46,6 +88,25 @@ class Pool(Protocol):
 
         `known` are the ids of all volumes in the store: provisional ones among them are claimed, others deleted.
         """
+
+
+class PoolDrivers(Protocol):
+    """The kinds of pools that this host can serve."""
+
+    def options(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the names of the drivers, each with those of its options."""
+
+    def settings(self, config: PoolConfig) -> dict[str, str]:
+        """Return everything that is configured of a pool, defaults too, by name; what is stored where it is unknown."""
+
+    def space(self, config: PoolConfig) -> tuple[int, int] | None:
+        """Return size and usage of where the pool is, in bytes; None when that cannot be said."""
+
+    def make(self, config: PoolConfig, others: list[PoolConfig]) -> Pool:
+        """Make the place of a new pool, beside the others; raises StorageError or ValueRefusedError."""
+
+    def unmake(self, config: PoolConfig) -> None:
+        """Take away what `make` made, if nothing is in it."""
 
 
 class Kernels(Protocol):

@@ -19,3 +19,12 @@ class Store(Protocol):
 
     def save_notes(self, uuid: str, text: str) -> None:
         """Keep a VM's notes; the empty text removes them. Raises ValueRefusedError or StorageError."""
+
+    def firewall(self, uuid: str) -> str | None:
+        """Return the firewall rules of the VM with that UUID as text, None when it was never given any.
+
+        Raises StorageError. The empty text is no rule at all, which is something else.
+        """
+
+    def save_firewall(self, uuid: str, text: str | None) -> None:
+        """Keep a VM's firewall rules; None forgets them. Raises StorageError."""

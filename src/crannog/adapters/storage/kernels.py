@@ -15,6 +15,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+~-]{0,99}")
 class KernelPool:
     """The kernels in one folder. A kernel's name is its folder's, usually its release (uname -r)."""
 
+    driver = "linux-kernel"
+
     def __init__(self, folder: str) -> None:
         self.folder = folder
 

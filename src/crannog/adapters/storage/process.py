@@ -12,18 +12,27 @@ TIMEOUT = 600
 
 async def run_tool(purpose: str, *command: str) -> None:
     """Run `command`; raise StorageError beginning with `purpose` when it fails, and end it when cancelled."""
+    await _run(purpose, command, asyncio.subprocess.DEVNULL)
+
+
+async def read_tool(purpose: str, *command: str) -> bytes:
+    """Run `command` and return what it prints; raises what `run_tool` raises."""
+    return await _run(purpose, command, asyncio.subprocess.PIPE)
+
+
+async def _run(purpose: str, command: tuple[str, ...], output: int) -> bytes:
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
+            stdout=output,
             stderr=asyncio.subprocess.PIPE,
         )
     except FileNotFoundError:
         raise StorageError(f"{purpose}: {command[0]} is not installed; 'crannog doctor' names the package") from None
     try:
         async with asyncio.timeout(TIMEOUT):
-            _, stderr = await process.communicate()
+            stdout, stderr = await process.communicate()
     except TimeoutError:
         raise StorageError(f"{purpose}: {command[0]} did not finish within {TIMEOUT} s") from None
     finally:
@@ -36,6 +45,7 @@ async def run_tool(purpose: str, *command: str) -> None:
         ]
         # The first line is the cause; what follows from it comes after.
         raise StorageError(f"{purpose}: {lines[0]}{space_hint(stderr.decode(errors='replace'))}")
+    return stdout or b""
 
 
 def space_hint(reason: str) -> str:

@@ -11,12 +11,16 @@ from crannog.adapters.store.lock import StoreLock
 from crannog.adapters.store.notes import NotesFolder
 from crannog.adapters.store.qubes_xml import Document
 from crannog.adapters.store.r4_writer import R4Writer
+from crannog.adapters.store.texts import TextFolder
 from crannog.adapters.store.whole_file import NotPutBackError, write_whole
 from crannog.core.registry import Registry
 from crannog.errors import StorageError
 
 Generation = tuple[int, int, int, int] | None
 """What tells one version of the file from another: device, inode, time and size; None when there is none."""
+
+MAX_FIREWALL = 4 * 2**20
+"""Bytes of firewall rules that are read: more than what is ever kept of one VM."""
 
 
 class FileStore:
@@ -29,6 +33,7 @@ class FileStore:
         self.lock = StoreLock(path + ".lock")
         self.history = History(os.path.join(folder, "history"))
         self._notes = NotesFolder(os.path.join(folder, "notes"))
+        self._firewall = TextFolder(os.path.join(folder, "firewall"), "firewall rules")
         self._writer = R4Writer()
         self._generation: Generation = None
         self.remarks: tuple[str, ...] = ()
@@ -148,6 +153,15 @@ class FileStore:
     def save_notes(self, uuid: str, text: str) -> None:
         """Keep a VM's notes; the empty text removes them."""
         self._notes.write(uuid, text)
+
+    def firewall(self, uuid: str) -> str | None:
+        """Return a VM's firewall rules as text, None when it was never given any."""
+        data = self._firewall.read(uuid, MAX_FIREWALL)
+        return None if data is None else data.decode("ascii", "replace")
+
+    def save_firewall(self, uuid: str, text: str | None) -> None:
+        """Keep a VM's firewall rules; None forgets them."""
+        self._firewall.write(uuid, None if text is None else text.encode("ascii"))
 
 
 @contextmanager

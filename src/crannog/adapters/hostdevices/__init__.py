@@ -1,0 +1,1 @@
+"""The host's own devices, as its kernel shows them."""

@@ -1,0 +1,88 @@
+"""Pools that come and go. One that was added is served at once: who works with volumes shares the mapping of pools."""
+
+from collections.abc import Mapping, MutableMapping
+
+from crannog.core import events, rules
+from crannog.core.pools import DEFAULTS, KERNEL_POOL, PoolConfig, new_pool, parse_option
+from crannog.core.registry import Registry
+from crannog.editing.editor import Editor
+from crannog.errors import NotYetError, PoolInUseError, ValueRefusedError
+from crannog.ports.storage import Pool, PoolDrivers
+
+
+class Pools:
+    """The pools of one registry. Pools are named; methods raise KeyError for one that does not exist."""
+
+    def __init__(self, editor: Editor, pools: MutableMapping[str, Pool], drivers: PoolDrivers) -> None:
+        self._editor = editor
+        self._pools = pools
+        self._drivers = drivers
+
+    @property
+    def _registry(self) -> Registry:
+        return self._editor.registry
+
+    def drivers(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the names of the drivers, each with those of its options."""
+        return self._drivers.options()
+
+    def settings(self, name: str) -> dict[str, str]:
+        """Return what is configured of a pool, defaults too."""
+        return self._drivers.settings(self._registry.pools[name])
+
+    def space(self, name: str) -> tuple[int, int] | None:
+        """Return size and usage of where a pool is, in bytes; None when that cannot be said."""
+        return self._drivers.space(self._registry.pools[name])
+
+    def volumes(self, name: str) -> list[str]:
+        """Return the ids of a pool's volumes; those of linux-kernel are the kernels' names."""
+        registry = self._registry
+        if name == KERNEL_POOL:
+            return sorted(registry.kernels)
+        return sorted(volume.vid for vm in registry for volume in vm.volumes.values() if volume.pool == name)
+
+    def add(self, name: str, driver: str, options: Mapping[str, str]) -> None:
+        """Make a pool, or nothing: raises ValueRefusedError, NotYetError, PoolInUseError or StorageError."""
+        config = self._check(name, driver, options)
+        pool = self._drivers.make(config, list(self._registry.pools.values()))
+        try:
+            with self._editor.change(self._registry) as told:
+                self._registry.add_pool(config)
+                self._pools[name] = pool
+                told.extend(events.pool_added(name))
+        except BaseException:
+            self._pools.pop(name, None)
+            self._drivers.unmake(config)
+            raise
+
+    def _check(self, name: str, driver: str, options: Mapping[str, str]) -> PoolConfig:
+        known = self._drivers.options()[driver]
+        unknown = next((key for key in options if key not in known), None)
+        if unknown is not None:
+            raise ValueRefusedError(
+                f"driver {driver} has no option '{unknown[:80]}'; its options are {', '.join(known)}"
+            )
+        config = new_pool(name, driver, options)
+        if name in self._registry.pools:
+            raise PoolInUseError(f"a pool called '{name}' exists already; choose another name")
+        return config
+
+    def remove(self, name: str) -> None:
+        """Forget a pool that nothing refers to; raises PoolInUseError. No file with data is deleted."""
+        config = self._registry.pools[name]
+        rules.pool_removal(self._registry, name)
+        with self._editor.change(self._registry) as told:
+            del self._registry.pools[name]
+            self._registry.foreign.pop(f"pool:{name}", None)
+            told.extend(events.pool_removed(name))
+        self._pools.pop(name, None)
+        self._drivers.unmake(config)
+
+    def set_option(self, name: str, key: str, text: str) -> None:
+        """Change an option of a pool; raises ValueRefusedError or NotYetError."""
+        config = self._registry.pools[name]
+        if key not in self._drivers.options().get(config.driver, ()) or key not in DEFAULTS:
+            raise NotYetError(f"{key} of pool '{name[:80]}' cannot be changed: its driver, {config.driver}, has none")
+        changed = config.with_option(key, parse_option(key, text))
+        with self._editor.change(self._registry):
+            self._registry.pools[name] = changed
