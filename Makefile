@@ -19,6 +19,7 @@ bench:
 	@scripts/setup
 	@.venv/bin/python scripts/bench start
 	@.venv/bin/python scripts/bench model
+	@.venv/bin/python scripts/bench api
 
 lock:
 	@scripts/lock

@@ -324,7 +324,7 @@ async def test_files_that_nobody_refers_to_stay_when_a_pool_goes_and_come_back_w
     await call(inside, "admin.pool.Remove", "big")
     assert (folder / "old-1" / "root.img").exists()
     await call(inside, "admin.pool.Add", "qcow2", f"name=again\ndir_path={folder}\n")
-    assert await inside.inventory.pools._pools["again"].recover(frozenset()) == []  # noqa: SLF001
+    assert await inside.inventory.pools._pools["again"].recover(frozenset()) == []
     assert (folder / "old-1" / "root.img").exists()
 
 
@@ -350,13 +350,13 @@ async def test_a_removal_that_cannot_be_saved(inside: Inside, full_disk: Callabl
     with pytest.raises(StorageError):
         await call(inside, "admin.pool.Remove", "big")
     assert "big" in await call(inside, "admin.pool.List")
-    assert "big" in inside.inventory.pools._pools  # noqa: SLF001
+    assert "big" in inside.inventory.pools._pools
     assert os.listdir(tmp_path / "big") == [".crannog-pool"]
 
 
 async def test_a_pool_that_goes_while_a_vm_is_made_in_it(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     await call(inside, "admin.pool.Add", "qcow2", "name=big\n")
-    big = inside.inventory.pools._pools["big"]  # noqa: SLF001
+    big = inside.inventory.pools._pools["big"]
     create = big.create
 
     async def remove_pool_first(volumes: object) -> None:

@@ -637,11 +637,11 @@ async def test_dom0_means_the_callers_default(disposables: Inside) -> None:
 async def test_disposables_that_are_made_at_once(disposables: Inside) -> None:
     inside = disposables
     await call(inside, "admin.vm.Create.StandaloneVM", payload="name=disp7 label=red")
-    inside.inventory.population._choose = min  # type: ignore[assignment]  # noqa: SLF001 - the most that can clash
+    inside.inventory.population._choose = min  # type: ignore[assignment]
     names = await asyncio.gather(*(call(inside, "admin.vm.CreateDisposable", "work") for _ in range(10)))
     assert sorted(names, key=lambda name: int(name[4:])) == [f"disp{n}" for n in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11)]
     assert all(inside.registry.find_vm(name).get("dispid") == int(name[4:]) for name in names)
-    assert inside.inventory.population._dispids == set()  # noqa: SLF001
+    assert inside.inventory.population._dispids == set()
 
 
 @pytest.mark.parametrize(

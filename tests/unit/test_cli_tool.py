@@ -7,7 +7,7 @@ import pytest
 
 from crannog import errors
 from crannog.cli.options import Command, Operand
-from crannog.cli.tool import for_each, run
+from crannog.cli.tool import complain, for_each, run
 from crannog.errors import CrannogError, StorageError, VMNotFoundError
 
 COMMAND = Command("tool", "Does something.", Operand("word", "WORD", "a word", "?"))
@@ -100,3 +100,10 @@ def test_for_each_goes_on_and_tells_the_first_failure(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "tool: no b\ntool: no c\n"
     assert for_each("tool", ["a"], act) == 0
     assert for_each("tool", [], act) == 0
+
+
+def test_what_a_server_says_does_not_reach_the_terminal_as_control_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    complain("qvm-x", "a\x1b[2Jb\x07\r\nline \u00e9 \u202e\tend")
+    assert capsys.readouterr().err == "qvm-x: a\\x1b[2Jb\\x07\\r\nline \u00e9 \\u202e\tend\n"

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ from crannog.core.pools import DEFAULT_POOL, PoolConfig
 from crannog.core.registry import Registry
 from crannog.core.vms import QubeBase
 from crannog.core.volumes import Volume
+from crannog.editing import population
 from crannog.editing.editor import Editor
 from crannog.editing.population import NewVM, Population
 from crannog.errors import (
     CrannogError,
     InUseError,
     LabelNotFoundError,
+    StateError,
     StorageError,
     ValueRefusedError,
     VMExistsError,
@@ -730,3 +733,129 @@ async def test_a_vm_that_is_not_halted_is_neither_cloned_nor_removed(world: Worl
     with pytest.raises(VMNotHaltedError, match="work cannot be removed while it is Paused"):
         await world.population.remove(world.vm("work"))
     assert (world.snapshot(), world.told) == (before, [])
+
+
+@pytest.mark.parametrize("act", ["create", "clone"])
+@pytest.mark.parametrize(
+    ("chosen", "pools"),
+    [
+        ({}, [DEFAULT_POOL, DEFAULT_POOL]),
+        ({"": "big"}, ["big", "big"]),
+        ({"root": "big"}, ["big", DEFAULT_POOL]),
+        ({"private": "big", "root": DEFAULT_POOL}, [DEFAULT_POOL, "big"]),
+    ],
+)
+async def test_a_new_vm_in_chosen_pools(world: World, act: str, chosen: dict[str, str], pools: list[str]) -> None:
+    add_big_pool(world)
+    world.editor.reset_property(world.registry, "default_pool_private")
+    write_private(world, "alone", b"mine")
+    if act == "create":
+        wanted = NewVM("StandaloneVM", "new", "", None, chosen)
+        vm = await world.population.create(wanted, created_by="dom0")
+    else:
+        vm = await world.population.clone(world.vm("alone"), "new", klass="", created_by="dom0", pools=chosen)
+    assert [volume.pool for volume in vm.volumes.values()] == pools
+    found = [Path(world.pools[volume.pool].newest(volume.vid).path) for volume in vm.volumes.values()]
+    assert all(path.exists() for path in found)
+    assert found[1].read_bytes()[:4] == (b"mine" if act == "clone" else b"\0" * 4)
+    assert not list(world.home.rglob(".provisional"))
+    assert_saved(world, vm)
+
+
+@needs_qemu
+async def test_a_clone_in_another_pool_stands_alone(world: World) -> None:
+    add_big_pool(world)
+    template = world.vm("debian")
+    for letter in "ab":
+        await world.pool.start(template.volumes["root"])
+        write_root(world, letter)
+        await world.pool.stop(template.volumes["root"])
+    vm = await world.population.clone(template, "other", klass="", created_by="dom0", pools={"": "big"})
+    newest = world.pools["big"].newest(vm.volumes["root"].vid)
+    assert (newest.format, Path(newest.path).read_bytes()[:4]) == ("raw", b"bbbb")
+    app = await world.create("AppVM", "app", "other")
+    assert [volume.pool for volume in app.volumes.values()] == ["big", "big"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"": "odd"}, "there is no pool 'odd'"),
+        ({"odd": DEFAULT_POOL}, "a AppVM has no volume 'odd'"),
+        ({"root": "big"}, "is a layer and lies in the pool of its template's"),
+    ],
+)
+async def test_pools_that_do_not_fit_leave_nothing(world: World, chosen: dict[str, str], words: str) -> None:
+    add_big_pool(world)
+    before = world.snapshot()
+    with pytest.raises(ValueRefusedError, match=words):
+        await world.population.create(NewVM("AppVM", "new", "", None, chosen), created_by="dom0")
+    with pytest.raises(ValueRefusedError, match=words):
+        await world.population.clone(world.vm("work"), "new", klass="", created_by="dom0", pools=chosen)
+    assert (world.snapshot(), world.told) == (before, [])
+
+
+async def test_what_a_template_writes_in_place_is_not_copied_meanwhile(world: World) -> None:
+    template = world.vm("debian")
+    template.volumes["root"] = replace(template.volumes["root"], revisions_to_keep=0)
+    world.registry.runtime = RunsOnly(template.uuid)
+    before = world.snapshot()
+    with pytest.raises(VMNotHaltedError, match="debian cannot have its volume root copied while it is Running"):
+        await world.clone("work", "free", "StandaloneVM")
+    assert (world.snapshot(), world.told) == (before, [])
+    await world.clone("work", "copy")
+
+
+class RunsOnly:
+    """A runtime in which one VM runs."""
+
+    def __init__(self, uuid: str) -> None:
+        self._uuid = uuid
+
+    def power_state(self, uuid: str) -> str:
+        return "Running" if uuid == self._uuid else "Halted"
+
+    def xid(self, uuid: str) -> int:
+        return 7 if uuid == self._uuid else -1
+
+    def active_states(self) -> dict[str, str]:
+        return {self._uuid: "Running"}
+
+
+async def test_a_busy_vm_is_neither_cloned_nor_removed(world: World) -> None:
+    vm = world.vm("alone")
+    world.population = Population(world.editor, world.pools, busy={vm.uuid: "something goes on"})
+    before = world.snapshot()
+    with pytest.raises(StateError, match="alone cannot be cloned: something goes on"):
+        await world.clone("alone", "copy")
+    with pytest.raises(StateError, match="alone cannot be removed: something goes on"):
+        await world.population.remove(vm)
+    assert (world.snapshot(), world.told) == (before, [])
+
+
+async def test_a_disposable_that_is_named_after_its_number(world: World) -> None:
+    vm = await world.population.create_disposable(world.vm("dvm"), created_by="work")
+    assert (vm.name, vm.get("dispid"), vm.label_name) == ("disp6629", 6629, "red")
+    assert (vm.get("auto_cleanup"), {"created-by-work", "disp-created-by-work"} < vm.tags) == (True, True)
+    assert_saved(world, vm)
+    world.editor.set_property(world.vm("alone"), "name", "disp9999")
+    assert (await world.population.create_disposable(world.vm("dvm"), created_by="work")).name == "disp9998"
+
+
+@pytest.mark.parametrize("prepare", [prepare for prepare, _ in CREATION_FAILURES])
+async def test_a_disposable_that_cannot_be_made_gives_its_number_back(world: World, prepare: Prepare) -> None:
+    prepare(world)
+    before = world.snapshot()
+    for _ in range(2):
+        with pytest.raises((CrannogError, asyncio.CancelledError)):
+            await world.population.create_disposable(world.vm("dvm"), created_by="dom0")
+    assert (world.snapshot(), world.told) == (before, [])
+    assert all(6629 in offered for offered in world.offered)
+
+
+async def test_when_all_numbers_are_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population, "MAX_DISPID", 3)
+    for _ in range(2):
+        await world.population.create_disposable(world.vm("dvm"), created_by="dom0")
+    with pytest.raises(InUseError, match="all 2 numbers of disposables are in use"):
+        await world.population.create_disposable(world.vm("dvm"), created_by="dom0")

@@ -202,7 +202,7 @@ async def test_a_session_that_a_crash_cut_short_is_kept_whatever_is_kept_now(poo
 
 
 async def test_a_start_that_fails_never_forgets_a_former_session(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """crannogd died while the VM ran; the next start cannot keep what it wrote, and is undone."""
+    """Crannogd died while the VM ran; the next start cannot keep what it wrote, and is undone."""
     await pool.start(KEEPING)
     write(pool.locate(KEEPING), "m")
     again = type(pool)("p", getattr(pool, "folder"))  # type: ignore[call-arg]  # noqa: B009
@@ -426,7 +426,7 @@ async def test_on_a_full_disk_nothing_half_made_stays(driver: str, tiny_disk: Pa
     await pool.create((IN_PLACE,))
     for volume in (*OWN, KEEPING):
         await session(pool, volume, "a")
-    (tiny_disk / "ballast").write_bytes(b"x" * os.statvfs(tiny_disk).f_bfree * 4096)  # noqa: ASYNC240
+    (tiny_disk / "ballast").write_bytes(b"x" * os.statvfs(tiny_disk).f_bfree * 4096)
     before = tree(pool)
     for volume in OWN:
         with pytest.raises(StorageError, match="No space left on device; free some space"):

@@ -113,9 +113,8 @@ def test_a_session(shared_home: Home, events: Follower) -> None:
     home.ok("qvm-unpause", "sess")
     events.take("domain-pre-unpaused", "domain-unpaused", of="sess")
 
-    assert "size=" in home.ok("qvm-volume", "info", "sess:private") or "size" in home.ok(
-        "qvm-volume", "info", "sess:private"
-    )
+    info = dict(line.split(maxsplit=1) for line in home.ok("qvm-volume", "info", "sess:private").splitlines()[:11])
+    assert (info["pool"], info["size"], info["save_on_stop"]) == ("vm-pool", str(2 << 30), "True")
 
     home.ok("qvm-shutdown", "--wait", "sess")
     (asked, *_) = events.take("domain-pre-shutdown", *END, of="sess")

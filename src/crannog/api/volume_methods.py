@@ -64,7 +64,8 @@ async def revert(call: Call) -> None:
     await call.backend.volumes.revert(call.vm, name, revision)
 
 
-@method("admin.vm.volume.CloneFrom", ANY, argument=NEEDED)
+# Whoever may only read settings must not get at the data in a volume, so this counts as more than reading.
+@method("admin.vm.volume.CloneFrom", ANY, argument=NEEDED, access=Access.WRITE)
 def clone_from(call: Call) -> str:
     """Return a token of 32 characters that CloneTo takes: it is good once, for five minutes."""
     return call.backend.volumes.offer(call.vm, _volume(call))

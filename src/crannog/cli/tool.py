@@ -52,7 +52,9 @@ def end(code: int) -> NoReturn:
 
 
 def complain(program: str, sentence: str) -> None:
-    """Say on standard error what went wrong."""
+    """Say on standard error what went wrong. What could move a terminal's cursor, or worse, is shown as an escape."""
+    if not sentence.isprintable():
+        sentence = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in sentence)
     print(f"{program}: {sentence}", file=sys.stderr)
 
 

@@ -67,7 +67,8 @@ class Client:
 
     def text(self, method: str, destination: str = "dom0", argument: str = "", payload: str = "") -> str:
         """Call a method whose payload and reply are text."""
-        return self.call(method, destination, argument, payload.encode("utf-8", "surrogateescape")).decode()
+        data = self.call(method, destination, argument, payload.encode("utf-8", "surrogateescape"))
+        return data.decode("utf-8", "backslashreplace")
 
     def _parse(self, method: str, reply: bytes) -> bytes:
         if reply.startswith(b"0\0"):

@@ -31,7 +31,7 @@ class Adoption:
         A paused domain is a start that was never finished: it is ended. So is one whose VM is not in the store.
         """
         registry = self._lifecycle.registry
-        adopted = []
+        adopted, ended = [], set()
         for info in await self._world.hypervisor.domains():
             vm = registry.find_uuid(info.uuid)
             self._news.ours.add(info.uuid)
@@ -42,9 +42,10 @@ class Adoption:
                 await self._world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
             else:
                 log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
+                ended.add(info.uuid)
                 await self._end_leftover(info)
         for vm in registry.local_vms():
-            if not self._machines.has_domain(vm.uuid):
+            if not self._machines.has_domain(vm.uuid) and vm.uuid not in ended:  # the news of their end settles those
                 await self._news.release(vm)
                 self._news.on_halted(vm)
         if adopted:
@@ -70,7 +71,11 @@ class Adoption:
         for pause in ADOPTION_CHECKS:
             await asyncio.sleep(pause)
             believed = {info.uuid: self._machines.domain_state(info.uuid) for info in adopted}
-            there = {info.uuid: info for info in await self._world.hypervisor.domains()}
+            try:
+                there = {info.uuid: info for info in await self._world.hypervisor.domains()}
+            except HypervisorError as error:
+                log.warning("the domains could not be looked at again: %s", error)
+                continue
             for info in adopted:
                 state = there[info.uuid].state if info.uuid in there else DomainState.ABSENT
                 is_news = state is not believed[info.uuid] is self._machines.domain_state(info.uuid)

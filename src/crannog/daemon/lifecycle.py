@@ -1,6 +1,7 @@
 """Starting, pausing and stopping VMs: plans are made here."""
 
 import asyncio
+import logging
 import uuid as uuids
 
 from crannog.core import events
@@ -25,6 +26,8 @@ from crannog.errors import (
     VMNotRunningError,
     VMNotSuspendedError,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Lifecycle:
@@ -84,9 +87,9 @@ class Lifecycle:
             self._tell(events.start_began(vm.name, start.guid, int(vm.get("memory")) * 2**20))
             try:
                 stages = await self._runner.run(vm.name, plan)
-            except (CrannogError, asyncio.CancelledError) as error:
-                self._tell_failure(start, str(error) or "it was killed")
-                if isinstance(error, asyncio.CancelledError):
+            except BaseException as error:
+                self._tell_failure(start, _reason(error))
+                if not isinstance(error, CrannogError):
                     raise
                 is_named = str(error).startswith(f"{vm.name} ")
                 raise type(error)(f"{'' if is_named else f'{vm.name} was not started: '}{error}") from error
@@ -181,9 +184,10 @@ class Lifecycle:
         except CrannogError as error:
             self._tell(events.shutdown_failed(vm.name, str(error)))
             raise
-        self.machines.begin(vm.uuid, "Halting")
+        if vm.uuid not in self.steps.starting:
+            self.machines.begin(vm.uuid, "Halting")
         ended = self._shutdowns[vm.uuid] = asyncio.ensure_future(self._shut_down(vm))
-        ended.add_done_callback(lambda _task: self._shutdowns.pop(vm.uuid, None))
+        ended.add_done_callback(lambda _task: self._finish_shutdown(vm, ended))
         return ended
 
     def _check_can_end(self, vm: LocalVM) -> None:
@@ -206,21 +210,47 @@ class Lifecycle:
             async with asyncio.timeout(int(vm.get("shutdown_timeout"))):
                 await self.machines.ended(vm.uuid)
         except TimeoutError:
-            self.machines.finish(vm.uuid)
-            self._tell(events.shutdown_failed(vm.name, f"it did not end within {vm.get('shutdown_timeout')} s"))
+            self._tell_refusal(vm, f"it did not end within {vm.get('shutdown_timeout')} s")
             return False
-        finally:
-            self.machines.finish(vm.uuid)
+        except BaseException as error:
+            self._tell_refusal(vm, _reason(error))
+            raise
+        self._finish_halting(vm)
+        if vm.uuid in self._starts:
+            await asyncio.wait([self._starts[vm.uuid]])  # it cleans up after itself
         await self.news.settled(vm.uuid)
         return True
+
+    def _tell_refusal(self, vm: LocalVM, reason: str) -> None:
+        self._finish_halting(vm)
+        self._tell(events.shutdown_failed(vm.name, reason))
+
+    def _finish_halting(self, vm: LocalVM) -> None:
+        """Show the VM as what it is again; one that still starts is shown as that all the time."""
+        if vm.uuid not in self.steps.starting:
+            self.machines.finish(vm.uuid)
+
+    def _finish_shutdown(self, vm: LocalVM, task: "asyncio.Task[bool]") -> None:
+        self._shutdowns.pop(vm.uuid, None)
+        if not task.cancelled() and task.exception():
+            log.error("%s: its shutdown failed: %s", vm.name, task.exception())
 
     async def kill(self, vm: LocalVM) -> None:
         """End a VM at once, also one that is just being started. Raises VMNotRunningError for a halted one."""
         starting = self._starts.get(vm.uuid)
-        if starting is None:
-            self._check_running(vm)
-            await self.steps.end(vm.uuid)
-            await self.news.settled(vm.uuid)
-            return
-        starting.cancel()
-        await asyncio.wait([starting])
+        if starting:
+            starting.cancel()
+            await asyncio.wait([starting])
+            if not self.machines.has_domain(vm.uuid):
+                return
+            # It was just done, or was refused, as the VM ran already.
+        self._check_running(vm)
+        await self.steps.end(vm.uuid)
+        await self.news.settled(vm.uuid)
+
+
+def _reason(error: BaseException) -> str:
+    """Return why something failed, as readers of events are told it."""
+    if isinstance(error, CrannogError):
+        return str(error)
+    return "it was killed" if isinstance(error, asyncio.CancelledError) else "crannogd failed; its log says where"

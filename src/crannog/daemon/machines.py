@@ -49,8 +49,13 @@ class Machines:
         self._xids[info.uuid] = info.xid
         self.change(info.uuid, info.state)
 
+    def learn_xid(self, uuid: str, xid: int) -> None:
+        """Take over the number of a domain whose state is known; what is said of one that has ended is not kept."""
+        if uuid in self._states:
+            self._xids[uuid] = xid
+
     def change(self, uuid: str, state: DomainState) -> None:
-        """Take over an event of the hypervisor."""
+        """Take over an event of the hypervisor. The end of a domain that is not there is no news."""
         before = self.domain_state(uuid)
         if state is DomainState.ABSENT:
             self._forget(uuid)
@@ -63,7 +68,7 @@ class Machines:
             self.on_change(uuid, before, state)
         if state is DomainState.STALLED:
             self.on_stalled(uuid)
-        elif state is DomainState.ABSENT:
+        elif state is DomainState.ABSENT and before is not state:
             self.on_ended(uuid)
 
     def _forget(self, uuid: str) -> None:

@@ -54,8 +54,7 @@ class News:
             return
         if before is DomainState.ABSENT:
             if uuid not in self.ours:
-                self.ours.add(uuid)
-                self.keep(asyncio.ensure_future(self._take_in(vm, after)))
+                self._note_stranger(vm, after)
         elif after is DomainState.ABSENT:
             if not self._is_starting(uuid):
                 self._tell(events.plain(vm.name, "domain-stopped"))
@@ -63,16 +62,25 @@ class News:
             is_woken = before is DomainState.SUSPENDED
             self._tell(events.plain(vm.name, _GOING[after]) + events.plain(vm.name, "domain-resumed")[: int(is_woken)])
 
-    async def _take_in(self, vm: LocalVM, state: DomainState) -> None:
-        """Take over a VM that somebody started behind our back."""
+    def _note_stranger(self, vm: LocalVM, state: DomainState) -> None:
+        """Tell at once of a VM that somebody started behind our back: more news of it may come in the same moment."""
         log.warning("%s: was started by somebody else", vm.name)
+        self.ours.add(vm.uuid)
         self._tell(events.started(vm.name))
         if state is DomainState.PAUSED:
             self._tell(events.plain(vm.name, "domain-paused"))
-        for info in await self.world.hypervisor.domains():
-            if info.uuid == vm.uuid:
-                self.machines.note(info)
-                await self.world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
+        self.keep(asyncio.ensure_future(self._take_in(vm)))
+
+    async def _take_in(self, vm: LocalVM) -> None:
+        """Find out the number of a VM that somebody started, and follow its agent, unless it has ended by then."""
+        async with self.machines.lock(vm.uuid):
+            try:
+                xids = {info.uuid: info.xid for info in await self.world.hypervisor.domains()}
+                self.machines.learn_xid(vm.uuid, xids.get(vm.uuid, -1))
+                if self.machines.has_domain(vm.uuid):
+                    await self.world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
+            except CrannogError as error:
+                log.error("%s: %s", vm.name, error)
 
     def note_end(self, uuid: str) -> None:
         """Clean up after a VM that has ended."""

@@ -1,5 +1,6 @@
 """What is done to the volumes of VMs that exist: other content, another size, other settings."""
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,8 +14,10 @@ from crannog.editing.editor import Editor
 from crannog.editing.hold import Busy, Hold, check_free, hold_all, hold_nothing
 from crannog.editing.places import check_steady, find_pool
 from crannog.editing.tokens import Tokens
-from crannog.errors import ValueRefusedError
+from crannog.errors import StorageError, ValueRefusedError
 from crannog.ports.storage import Pool
+
+log = logging.getLogger(__name__)
 
 
 class Volumes:
@@ -67,7 +70,13 @@ class Volumes:
     async def is_outdated(self, vm: QubeBase, name: str) -> bool:
         """Tell whether a running VM uses content of its template that is not the newest any more."""
         pool = self._pools.get(vm.volumes[name].pool)
-        return vm.power_state != "Halted" and pool is not None and await pool.is_outdated(self.describe(vm, name))
+        if pool is None or vm.power_state == "Halted":
+            return False
+        try:
+            return await pool.is_outdated(self.describe(vm, name))
+        except StorageError as error:
+            log.warning("%s: whether its volume %s is outdated is not known: %s", vm.name, name, error)
+            return False
 
     # -- content
 

@@ -182,13 +182,13 @@ class Qcow2Content:
             needed = await self._standing_on(revision.location for revision in kept)
             if any(os.path.realpath(revision.path) not in needed for revision in doomed):
                 needed |= await self._standing_on(self._layers())
-        except StorageError as error:
+            for revision in doomed:
+                if os.path.realpath(revision.path) not in needed | set(self._in_use):
+                    discard(revision.path)
+                    self._chains.forget(revision.path)
+        except (StorageError, OSError) as error:
+            # What made them old is done; the next time tries again.
             log.warning("pool %s: old revisions of %s stay: %s", self.name, volume.vid, error)
-            return
-        for revision in doomed:
-            if os.path.realpath(revision.path) not in needed | set(self._in_use):
-                discard(revision.path)
-                self._chains.forget(revision.path)
 
     async def _standing_on(self, locations: Iterable[Location]) -> set[str]:
         """Return all images that some images need: those below, and those that are read right now."""
