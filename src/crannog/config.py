@@ -13,6 +13,9 @@ from crannog.errors import StorageError, ValueRefusedError
 from crannog.shortpath import short_path
 
 SYSTEM_HOME = "/var/lib/crannog"
+SYSTEM_SOCKET = "/var/run/qubesd.sock"
+"""Where other programs look for the daemon of the whole host (Admin API, section 1)."""
+
 ACCELERATORS = ("auto", "kvm", "tcg")
 
 
@@ -55,6 +58,8 @@ class Paths:
         self.daemon_lock = self.run + "/crannogd.lock"
         self.daemon_socket = self.run + "/crannogd.sock"
         self.internal_socket = self.run + "/crannogd.internal.sock"
+        if self.is_system_wide and os.geteuid():
+            self.daemon_socket = SYSTEM_SOCKET  # the home's own is for root alone
         self.misc_socket = self.run + "/crannogd.misc.sock"
 
     def console_log(self, vm: str) -> str:

@@ -1,6 +1,7 @@
 """Clients that break off, send nonsense, never read or come in crowds: nobody else notices, and nothing is left."""
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import os
@@ -99,10 +100,11 @@ async def test_the_time_for_a_request_is_not_prolonged_by_sending_some_more(
 ) -> None:
     monkeypatch.setattr(connection_module, "REQUEST_TIMEOUT", 0.1)
     with Client(world.path, b"a") as client:
-        with pytest.raises(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError):
             for _ in range(2000):
                 await client.send(b"a")
                 await asyncio.sleep(0.01)
+            pytest.fail("it is listened to for ever")
         assert await client.read() == b""
 
 
@@ -320,9 +322,10 @@ async def test_the_largest_request_and_one_byte_more(world: World) -> None:
 async def test_too_long_a_request_is_refused_before_its_end(world: World) -> None:
     """A client that never stops sending is not listened to for the whole time that requests have."""
     with Client(world.path) as client:
-        with pytest.raises(ConnectionError):
+        with contextlib.suppress(ConnectionError):
             for _ in range(100):
                 await client.send(b"x" * 65536)
+            pytest.fail("it is listened to for ever")
         assert await client.read() == b""
     await until(lambda: not world.server.connections)
 
@@ -360,7 +363,7 @@ async def test_clients_at_the_door_are_served_when_there_are_descriptors_again(
 ) -> None:
     monkeypatch.setattr(server_module, "ACCEPT_PAUSE", 0.02)
     doors = [socket.socket(socket.AF_UNIX) for _ in range(30)]
-    holes = []
+    holes: list[int] = []
     while not holes or holes[-1] < doors[-1].fileno():
         holes.append(os.open(os.devnull, os.O_RDONLY))
     before = open_descriptors()
@@ -388,7 +391,7 @@ async def test_a_server_that_stops_while_there_are_no_descriptors(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "ACCEPT_PAUSE", 0.02)
-    rested = []
+    rested: list[None] = []
     rest = world.server._rest
     monkeypatch.setattr(world.server, "_rest", lambda *arguments: rested.append(rest(*arguments)))
     with socket.socket(socket.AF_UNIX) as door, descriptor_limit(3):
@@ -400,57 +403,59 @@ async def test_a_server_that_stops_while_there_are_no_descriptors(
     assert world.problems == []
 
 
-async def test_many_writers_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is answered after its own save, and told of in the order of the saves."""
-    inside = world.inside
-    names = ["dom0", "debian", "work"]
-    saved: list[dict[tuple[str, str], str]] = []
-    told: list[tuple[int, str, str, str]] = []
-    save = inside.store.save
+class Saves:
+    """What each save put into the file, and which events came after which save."""
 
-    def note_save(registry: Registry) -> None:
-        save(registry)
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.saved: list[dict[tuple[str, str], str]] = []
+        self.told: list[tuple[int, str, str, str]] = []
+        self._save = world.inside.store.save
+        monkeypatch.setattr(world.inside.store, "save", self._note_save)
+        world.inside.inventory.editor.listen(self._note_event)
+
+    def _note_save(self, registry: Registry) -> None:
+        self._save(registry)
         values = {(vm.name, key): value for vm in registry for key, value in vm.features.items()}
-        values |= {(vm.name, "memory"): str(vm.values["memory"]) for vm in registry if "memory" in vm.values}
-        saved.append(values)
+        self.saved.append(values | {(vm.name, "memory"): str(vm.get("memory")) for vm in registry.local_vms()})
 
-    def note_event(event: Event) -> None:
+    def _note_event(self, event: Event) -> None:
         if "-set:" in event.name and "-pre-" not in event.name:
             value = event.arguments.get("value", event.arguments.get("newvalue", ""))
-            told.append((len(saved), event.subject, event.name.partition(":")[2], value))
+            self.told.append((len(self.saved), event.subject, event.name.partition(":")[2], value))
 
-    monkeypatch.setattr(inside.store, "save", note_save)
-    inside.inventory.editor.listen(note_event)
-    reader = await follow(world.path)
+
+async def read_names(reader: Client, count: int) -> list[str]:
+    """Return what was set, as a reader of events has it; each is told before and after."""
+    stream = b""
+    while stream.count(b"-set:") < 2 * count:
+        stream += await reader.receive()
+    return [word.split(b"-set:")[1].decode() for word in stream.split(b"\0") if b"-set:" in word][1::2]
+
+
+async def test_many_writers_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is answered after its own save, and told of in the order of the saves."""
+    saves = Saves(world, monkeypatch)
     requests = [
         f"admin.vm.feature.Set+f{number % 7} dom0 name {name}\0{number}".encode()
-        for number, name in zip(range(150), itertools.cycle(names), strict=False)
+        for number, name in zip(range(150), itertools.cycle(["dom0", "debian", "work"]), strict=False)
     ]
     requests += [f"admin.vm.property.Set+memory dom0 name work\0{1000 + number}".encode() for number in range(50)]
+    reader = await follow(world.path)
     clients = [Client(world.path, request[:10]) for request in requests]
     await until(lambda: len(world.server.connections) == len(clients) + 1)
     for client, request in zip(clients, requests, strict=True):
         client.socket.sendall(request[10:])
         client.end_request()
     assert [await client.read() for client in clients] == [b"0\0"] * 200
-    for client in clients:
-        client.close()
-    assert [number for number, *_ in told] == list(range(1, 201))
-    for number, vm, name, value in told:
-        assert saved[number - 1][vm, name] == value
-    last = {(vm, name): value for _, vm, name, value in told}
-    assert saved[-1] == last
-    registry = on_disk(inside)
-    for (vm, name), value in last.items():
+    assert [number for number, *_ in saves.told] == list(range(1, 201))
+    assert all(saves.saved[number - 1][vm, name] == value for number, vm, name, value in saves.told)
+    assert await read_names(reader, 200) == [name for _, _, name, _ in saves.told]
+    registry = on_disk(world.inside)
+    for (vm, name), value in {(vm, name): value for _, vm, name, value in saves.told}.items():
         holder = registry.find_vm(vm)
         assert (str(holder.get(name)) if name == "memory" else holder.features[name]) == value
-    stream = b""
-    while stream.count(b"-set:") < 400:
-        stream += await reader.receive()
-    assert [word.split(b"-set:")[1].decode() for word in stream.split(b"\0") if b"-set:" in word][1::2] == [
-        name for _, _, name, _ in told
-    ]
-    reader.close()
+    for each in (reader, *clients):
+        each.close()
 
 
 async def test_a_write_that_cannot_be_saved_fails_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,14 +492,14 @@ async def test_a_socket_in_a_folder_that_is_not_there(world: World) -> None:
 
 async def test_a_socket_whose_path_is_too_long(world: World) -> None:
     path = Path(world.path).parent / ("s" * 120)
-    with pytest.raises(DaemonError, match="cannot listen at .*: .*too long"):
+    with pytest.raises(DaemonError, match=r"cannot listen at .*: .*too long"):
         await server_at(world, path).start()
 
 
 async def test_a_socket_whose_path_is_a_folder(world: World) -> None:
     path = Path(world.path).parent / "folder"
     path.mkdir()
-    with pytest.raises(DaemonError, match="cannot listen at .*folder"):
+    with pytest.raises(DaemonError, match=r"cannot listen at .*folder"):
         await server_at(world, path).start()
     assert path.is_dir()
 
@@ -502,7 +507,7 @@ async def test_a_socket_whose_path_is_a_folder(world: World) -> None:
 async def test_a_socket_below_a_file(world: World) -> None:
     path = Path(world.path).parent / "file"
     path.touch()
-    with pytest.raises(DaemonError, match="cannot listen at .*file/a.sock"):
+    with pytest.raises(DaemonError, match=r"cannot listen at .*file/a\.sock"):
         await server_at(world, path / "a.sock").start()
 
 

@@ -131,9 +131,9 @@ async def test_pools_that_are_not_there(inside: Inside, method: str, payload: st
         with pytest.raises(DeniedError) as caught:
             await call(inside, f"admin.pool.{method}", name, payload)
         assert str(caught.value) == "Argument not in 'pools'"
-    with pytest.raises(ProtocolError, match="^expected an argument$"):
+    with pytest.raises(ProtocolError, match=r"^expected an argument$"):
         await call(inside, f"admin.pool.{method}", "", payload)
-    with pytest.raises(ProtocolError, match="payload$"):
+    with pytest.raises(ProtocolError, match=r"payload$"):
         await call(inside, f"admin.pool.{method}", "vm-pool", "" if payload else "x")
     assert saved(inside) == before
 
@@ -141,7 +141,7 @@ async def test_pools_that_are_not_there(inside: Inside, method: str, payload: st
 async def test_pools_are_of_dom0(inside: Inside) -> None:
     await call(inside, "admin.vm.Create.StandaloneVM", payload="name=alone label=red")
     for method, argument, payload in (("List", "", ""), ("Info", "vm-pool", ""), ("Add", "qcow2", "name=x\n")):
-        with pytest.raises(ProtocolError, match="^expected destination to be AdminVM$"):
+        with pytest.raises(ProtocolError, match=r"^expected destination to be AdminVM$"):
             await call(inside, f"admin.pool.{method}", argument, payload, vm="alone")
 
 
@@ -242,7 +242,7 @@ async def test_pools_are_never_in_one_another(inside: Inside, tmp_path: Path) ->
     await call(inside, "admin.pool.Add", "qcow2", f"name=a\ndir_path={tmp_path}/a\n")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for folder in (f"{tmp_path}/a", f"{tmp_path}/a/b", str(tmp_path), f"{tmp_path}/link/b", inside.paths.pools):
-        with pytest.raises((ValueRefusedError, StorageError), match="one another|not empty"):
+        with pytest.raises((ValueRefusedError, StorageError), match=r"one another|not empty"):
             await call(inside, "admin.pool.Add", "qcow2", f"name=b\ndir_path={folder}\n")
     await call(inside, "admin.pool.Add", "qcow2", f"name=b\ndir_path={tmp_path}/ab\n")
 

@@ -270,9 +270,7 @@ async def test_what_is_no_stream(world: World, request_: bytes, reply: bytes) ->
 # -- readers that come, stay and go
 
 
-async def test_a_reader_stays_though_it_can_send_nothing_more(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reader_stays_though_it_can_send_nothing_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "REQUEST_TIMEOUT", 0.05)
     monkeypatch.setattr(connection_module, "REPLY_TIMEOUT", 0.05)
     with await follow(world.path) as reader:
@@ -299,7 +297,7 @@ async def test_a_reader_that_goes_while_nothing_happens_is_noticed(world: World)
     assert stays.pending() == event("work", "domain-paused") + event("work", "domain-unpaused")
     stays.close()
     await until(lambda: world.listeners == 0)
-    assert open_descriptors() == before
+    assert (open_descriptors(), world.server.hangups._callbacks) == (before, {})
 
 
 async def test_a_reader_that_goes_before_it_is_taken(world: World) -> None:
@@ -353,12 +351,16 @@ def large(number: int) -> Event:
     return Event("work", "large", {"number": f"{number:04}", "filling": "x" * 1000})
 
 
-async def test_a_reader_that_is_slow_gets_all_in_order(world: World) -> None:
+async def test_a_reader_that_is_slow_gets_all_in_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "REPLY_TIMEOUT", 0.05)
     with await follow(world.path) as reader:
         told = [large(number) for number in range(900)]
         world.tell(*told)
+        await asyncio.sleep(0.2)
         expected = b"".join(event("work", "large", **each.arguments) for each in told)
         assert await reader.read_exactly(len(expected)) == expected
+        (connection,) = world.server.connections
+        assert not connection._is_writing  # else it would be looked at all the time
         world.tell(Event("work", "domain-paused"))
         assert await reader.receive() == event("work", "domain-paused")
 
@@ -385,7 +387,7 @@ async def test_a_reader_that_never_reads_is_dropped_and_others_are_not(
     never.close()
     other.close()
     await until(lambda: world.listeners == 0)
-    assert open_descriptors() == before
+    assert (open_descriptors(), world.server.hangups._callbacks) == (before, {})
 
 
 async def test_a_reader_that_goes_while_much_waits_for_it(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The methods about volumes, and those that make VMs in pools: bytes for bytes, over the real inventory, store and pool."""
+"""The methods about volumes, and those that make VMs in pools: bytes for bytes, over the real store and pool."""
 
 import asyncio
 import errno
@@ -97,12 +97,16 @@ def snapshot(inside: Inside) -> object:
     return Path(inside.paths.store).read_bytes(), sorted((str(path), path.stat().st_size) for path in files)
 
 
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+
+
 async def write_as_guest(inside: Inside, vm: str, name: str, letter: str) -> None:
     """Have a VM run, write, and stop."""
     await call(inside, "admin.vm.Start", vm)
     location = inside.pool.locate(volume_of(inside, vm, name))
     command = ["qemu-io", "-f", location.format, "-c", f"write -P {ord(letter)} 0 4096", location.path]
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    run(*command)
     await call(inside, "admin.vm.Kill", vm)
 
 
@@ -169,7 +173,7 @@ async def test_volumes_that_are_not_there(inside: Inside, name: str) -> None:
         with pytest.raises(DeniedError) as caught:
             await call(inside, VOLUME + name, vm, volume, PAYLOADS[name])
         assert str(caught.value) == f"Argument not in '{vm} volumes'"
-    with pytest.raises(ProtocolError, match="^expected an argument$"):
+    with pytest.raises(ProtocolError, match=r"^expected an argument$"):
         await call(inside, VOLUME + name, "work", "", PAYLOADS[name])
     has_payload = bool(PAYLOADS[name])
     with pytest.raises(ProtocolError, match="^expected payload$" if has_payload else "^unexpected payload$"):
@@ -209,7 +213,7 @@ async def test_payloads_that_are_refused_change_nothing(
 async def test_what_a_running_vm_refuses(inside: Inside, name: str) -> None:
     await call(inside, "admin.vm.Start", "alone")
     before = snapshot(inside)
-    with pytest.raises(VMNotHaltedError, match="alone cannot .* while it is Running; shut it down"):
+    with pytest.raises(VMNotHaltedError, match=r"alone cannot .* while it is Running; shut it down"):
         await call(inside, VOLUME + name, "alone", "private", {"Resize": str(4 * MIB)}.get(name, PAYLOADS[name]))
     with pytest.raises(VMNotHaltedError):
         await call(inside, BEGIN, "alone", "private")
@@ -220,7 +224,7 @@ async def test_what_a_running_vm_refuses(inside: Inside, name: str) -> None:
 async def test_a_layer_has_no_content_of_its_own(inside: Inside, name: str) -> None:
     token = await call(inside, VOLUME + "CloneFrom", "debian", "root")
     before = snapshot(inside)
-    with pytest.raises((ValueRefusedError, DeniedError), match="made anew|not in"):
+    with pytest.raises((ValueRefusedError, DeniedError), match=r"made anew|not in"):
         await call(inside, VOLUME + name, "work", "root", {"CloneTo": token}.get(name, PAYLOADS[name]))
     with pytest.raises(ValueRefusedError, match="made anew from the template"):
         await call(inside, BEGIN, "work", "root")
@@ -245,8 +249,7 @@ async def test_resize(inside: Inside) -> None:
     assert (sizes, saved.find_vm("work").volumes["root"].size) == ([3 * MIB, 20 * 2**30], 30 * 2**30)
     await call(inside, "admin.vm.Start", "work")
     path = inside.pool.locate(volume_of(inside, "work", "root")).path
-    shown = subprocess.run(["qemu-img", "info", "-U", path], check=True, capture_output=True, text=True, timeout=20)
-    assert f"({30 * 2**30} bytes)" in shown.stdout
+    assert f"({30 * 2**30} bytes)" in run("qemu-img", "info", "-U", path)
 
 
 async def test_shrinking_says_how(inside: Inside) -> None:
@@ -465,7 +468,6 @@ async def test_meanwhile_everything_else_is_refused_at_once(inside: Inside) -> N
         ("admin.vm.Remove", "alone", "", ""),
         ("crannog.vm.Clone", "alone", "", "copy"),
         (BEGIN, "alone", "private", ""),
-        (BEGIN, "alone", "root", ""),
         (VOLUME + "Clear", "alone", "root", ""),
         (VOLUME + "CloneTo", "work", "private", token),
         ("crannog.vm.volume.ImportFile", "alone", "root", "/dev/null"),
@@ -476,6 +478,35 @@ async def test_meanwhile_everything_else_is_refused_at_once(inside: Inside) -> N
     with pytest.raises(CrannogError, match="Data import failed"):
         await call(inside, END, "alone", "private", "fail\n")
     await call(inside, "admin.vm.Start", "alone")
+
+
+async def test_two_volumes_of_a_vm_are_imported_at_once(inside: Inside) -> None:
+    """A backup that is restored; the VM starts after the end of both."""
+    paths = [place(await call(inside, BEGIN, "alone", name, "4096"))[1] for name in ("private", "root")]
+    assert paths[0] != paths[1]
+    for path, name in zip(paths, ("private", "root"), strict=True):
+        path.write_bytes(name[:1].encode() * 4096)
+        with pytest.raises(StateError, match=f"alone cannot be started: an import into its volume {name} goes on"):
+            await call(inside, "admin.vm.Start", "alone")
+        with pytest.raises(StateError):
+            await call(inside, BEGIN, "alone", name)
+        await call(inside, END, "alone", name, "ok")
+        assert content(inside, "alone", name) == name[:1].encode() * 4
+    await call(inside, "admin.vm.Start", "alone")
+
+
+async def test_settings_that_change_meanwhile_stay(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = inside.pool.finish_import
+
+    async def change_first(volume: Volume, size: int) -> Volume:
+        await call(inside, VOLUME + "Set.revisions_to_keep", "debian", "root", "7")
+        return await finish(volume, size)
+
+    monkeypatch.setattr(inside.pool, "finish_import", change_first)
+    await call(inside, BEGIN, "debian", "root", "4096")
+    await call(inside, END, "debian", "root", "ok")
+    volume = inside.reloaded().find_vm("debian").volumes["root"]
+    assert (volume.size, volume.revisions_to_keep) == (4096, 7)
 
 
 @pytest.mark.parametrize("payload", ["maybe", "OK", "ok\n", "failure", b"\xff"])
@@ -637,7 +668,7 @@ async def test_dom0_means_the_callers_default(disposables: Inside) -> None:
 async def test_disposables_that_are_made_at_once(disposables: Inside) -> None:
     inside = disposables
     await call(inside, "admin.vm.Create.StandaloneVM", payload="name=disp7 label=red")
-    inside.inventory.population._choose = min  # type: ignore[assignment]
+    inside.inventory.population._choose = min  # the most that can clash
     names = await asyncio.gather(*(call(inside, "admin.vm.CreateDisposable", "work") for _ in range(10)))
     assert sorted(names, key=lambda name: int(name[4:])) == [f"disp{n}" for n in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11)]
     assert all(inside.registry.find_vm(name).get("dispid") == int(name[4:]) for name in names)

@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_made(world: World, monkeypatch: pytest.MonkeyPa
     for name in ("makedirs", "fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, refuse)
-            with pytest.raises(StorageError, match="pool big cannot be made in .*: Permission denied"):
+            with pytest.raises(StorageError, match=r"pool big cannot be made in .*: Permission denied"):
                 world.pools.add("big", "qcow2", {})
         assert world.snapshot() == before
 

@@ -781,8 +781,8 @@ async def test_a_clone_in_another_pool_stands_alone(world: World) -> None:
     ("chosen", "words"),
     [
         ({"": "odd"}, "there is no pool 'odd'"),
-        ({"odd": DEFAULT_POOL}, "a AppVM has no volume 'odd'"),
-        ({"root": "big"}, "is a layer and lies in the pool of its template's"),
+        ({"odd": DEFAULT_POOL}, "VMs of class AppVM have no volume 'odd'"),
+        ({"root": "big"}, "is a layer, in the pool of its template's volume"),
     ],
 )
 async def test_pools_that_do_not_fit_leave_nothing(world: World, chosen: dict[str, str], words: str) -> None:

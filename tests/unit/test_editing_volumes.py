@@ -63,7 +63,7 @@ async def test_vms_are_held_in_one_order_each_once() -> None:
 def test_a_busy_vm_is_named_with_what_goes_on() -> None:
     vm = add_vm(new_registry(), "StandaloneVM", "alone")
     check_free({}, vm, "be moved")
-    with pytest.raises(StateError, match="^alone cannot be moved: a thing goes on$"):
+    with pytest.raises(StateError, match=r"^alone cannot be moved: a thing goes on$"):
         check_free({vm.uuid: "a thing goes on"}, vm, "be moved")
 
 
@@ -138,4 +138,4 @@ async def test_a_cancelled_beginning_leaves_nothing(inside: Inside) -> None:
         with pytest.raises(asyncio.CancelledError):
             await waiting
     assert inside.machines.busy == {}
-    assert [path for path in Path(inside.pool.folder).rglob("*.new")] == []
+    assert list(Path(inside.pool.folder).rglob("*.new")) == []

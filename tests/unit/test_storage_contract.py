@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -268,8 +269,7 @@ async def test_an_import_from_another_program(pool: Pool, volume: Volume) -> Non
     status = os.stat(path)
     assert (status.st_size, status.st_blocks, status.st_mode & 0o777) == (2 * SIZE, 0, 0o600)
     assert holds(pool.newest(volume.vid), "a")
-    with open(path, "r+b") as file:
-        file.write(b"i" * SIZE)
+    Path(path).write_bytes(b"i" * SIZE + b"\0" * SIZE)
     imported = await pool.finish_import(volume, 2 * SIZE)
     assert (imported, os.path.exists(path)) == (replace(volume, size=2 * SIZE), False)
     assert await see(pool, imported) == "i"
@@ -347,8 +347,7 @@ def cut_power(patch: pytest.MonkeyPatch, after: int) -> list[str]:
 
 async def _finish_import(pool: Pool, volume: Volume) -> None:
     path = await pool.begin_import(volume, SIZE)
-    with open(path, "r+b") as file:
-        file.write(b"i" * SIZE)
+    Path(path).write_bytes(b"i" * SIZE)
     await pool.finish_import(volume, SIZE)
 
 
@@ -458,3 +457,89 @@ def test_the_files_module_never_follows_a_link(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"link|exists"):
             act(str(tmp_path / "link"), 4096)
     assert (tmp_path / "target").read_bytes() == b"x"
+
+
+class Walk:
+    """Takes one random step after the other with a volume and a layer over it, and knows what must be in them."""
+
+    def __init__(self, pool: Pool, folder: Path, random: Random) -> None:
+        self.pool = pool
+        self.folder = folder
+        self.random = random
+        self.volume = KEEPING
+        self.content = "\0"
+        self.history = {"\0"}
+        self.shown = ""
+        self.is_running = False
+
+    async def step(self) -> str:
+        """Do something; return what it was."""
+        acts = [self.use, self.use, self.bring, self.clear, self.go_back, self.grow, self.keep, self.crash]
+        acts += [self.end_layer] if self.is_running else [self.begin_layer, self.begin_layer]
+        act = self.random.choice(acts)
+        await act()
+        self.history.add(self.content)
+        return act.__name__
+
+    async def use(self) -> None:
+        # A volume that is written in place is not started while a VM runs on a layer over it (core.startup).
+        if self.is_running and self.volume.is_in_place:
+            return
+        self.content = self.random.choice("abcdef")
+        await session(self.pool, self.volume, self.content)
+
+    async def bring(self) -> None:
+        self.content = self.random.choice("abcdef")
+        self.volume = await self.pool.import_file(self.volume, image(self.folder, self.content, self.volume.size))
+
+    async def clear(self) -> None:
+        self.content = "\0"
+        await self.pool.clear(self.volume)
+
+    async def go_back(self) -> None:
+        listed = self.pool.revisions(self.volume)
+        assert len(listed) <= max(self.volume.revisions_to_keep, 0)
+        if listed:
+            self.volume = await self.pool.revert(self.volume, self.random.choice(listed))
+            self.content = await see(self.pool, self.volume)
+            assert self.content in self.history
+
+    async def grow(self) -> None:
+        if not self.is_running:  # qemu-img does not change what another process has open
+            self.volume = await self.pool.resize(self.volume, self.volume.size + 65536)
+
+    async def keep(self) -> None:
+        self.volume = replace(self.volume, revisions_to_keep=self.random.randrange(-1, 4))
+        await self.pool.trim(self.volume)
+
+    async def crash(self) -> None:
+        folder = getattr(self.pool, "folder")  # noqa: B009
+        self.pool = type(self.pool)("p", folder)  # type: ignore[call-arg]
+        assert await self.pool.recover(ALL) == []
+
+    async def begin_layer(self) -> None:
+        await self.pool.start(replace(LAYER, size=self.volume.size))
+        self.is_running, self.shown = True, self.content
+
+    async def end_layer(self) -> None:
+        await self.pool.stop(LAYER)
+        self.is_running = False
+
+    async def check(self) -> None:
+        newest = self.pool.newest(self.volume.vid)
+        assert holds(newest, self.content)
+        assert not self.is_running or holds(self.pool.locate(LAYER), self.shown)
+        is_current = self.is_running and not await self.pool.is_outdated(LAYER)
+        assert not is_current or self.shown == self.content or self.volume.is_in_place
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_is_done_in_whatever_order(pool: Pool, tmp_path: Path, seed: int) -> None:
+    walk = Walk(pool, tmp_path, Random(seed))  # noqa: S311
+    done = []
+    for _ in range(40):
+        done.append(await walk.step())
+        try:
+            await walk.check()
+        except AssertionError:
+            pytest.fail(f"after {done}")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from crannog.core.labels import BUILT_IN_NAMES, Label
 from crannog.core.names import check_name
-from crannog.core.pools import KERNEL_POOL
 from crannog.core.templates import can_be_template, may_use_template, template_refusal
 from crannog.core.virt_modes import find_mode
 from crannog.errors import InUseError, LabelInUseError, PoolInUseError, ProtocolError, ValueRefusedError
@@ -270,13 +269,11 @@ def kernel_removal(registry: Registry, name: str) -> None:
 
 
 def pool_removal(registry: Registry, name: str) -> None:
-    """A pool with volumes in it stays, one that is a default, and the one with the kernels."""
+    """A pool with volumes in it stays, and one that is a default."""
     users = [vm.name for vm in registry if any(volume.pool == name for volume in vm.volumes.values())]
     users += [f"global property {key}" for key in registry.declared() if "pool" in key and registry.get(key) == name]
     if users:
         raise PoolInUseError(f"pool '{name[:80]}' is in use by {', '.join(users[:5])}; change or remove that first")
-    if name == KERNEL_POOL:
-        raise PoolInUseError(f"pool '{name}' is built in: VMs get their kernels from it")
 
 
 def show_users(users: Iterable[tuple[str, str]]) -> str:

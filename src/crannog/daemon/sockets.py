@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, suppress
 from crannog.api.backend import Backend
 from crannog.api.server import Server
 from crannog.api.table import Family
-from crannog.config import Paths, Settings
+from crannog.config import SYSTEM_SOCKET, Paths, Settings
 from crannog.errors import ValueRefusedError
 
 SYSTEM_SOCKETS = {
-    Family.PUBLIC: "/var/run/qubesd.sock",
+    Family.PUBLIC: SYSTEM_SOCKET,
     Family.INTERNAL: "/var/run/qubesd.internal.sock",
     Family.MISC: "/var/run/qubesd.misc.sock",
 }

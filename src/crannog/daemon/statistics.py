@@ -50,8 +50,7 @@ class StatsFeed:
                 found = []
             told = self._describe_all(found)
             for listener in tuple(self._listeners):
-                for event in told:
-                    listener(event)
+                _tell(listener, told)
             await asyncio.sleep(int(self._registry.get("stats_interval")))
 
     def _describe_all(self, found: list[DomainStats]) -> list[Event]:
@@ -70,6 +69,15 @@ class StatsFeed:
         if now <= then or stats.cpu_time < cpu_time:
             return 0
         return round(100 * (stats.cpu_time - cpu_time) / (now - then) / 10**9 / max(stats.vcpus, 1))
+
+
+def _tell(listener: Listener, told: list[Event]) -> None:
+    """Tell one listener. One that fails is logged: the others must hear of it, and of what comes after."""
+    try:
+        for event in told:
+            listener(event)
+    except Exception:
+        log.exception("a listener failed at statistics")
 
 
 def describe(vm: str, stats: DomainStats, usage: int) -> Event:

@@ -19,9 +19,13 @@ def choose_pools(vm: QubeBase, pools: Mapping[str, str]) -> dict[str, Volume]:
         if pool not in known:
             raise ValueRefusedError(f"there is no pool '{pool[:80]}' (there: {', '.join(known)})")
         if name and name not in vm.volumes:
-            raise ValueRefusedError(f"a {vm.klass} has no volume '{name[:40]}' (there: {', '.join(vm.volumes)})")
+            raise ValueRefusedError(
+                f"VMs of class {vm.klass} have no volume '{name[:40]}' (there: {', '.join(vm.volumes)})"
+            )
         if name and vm.volumes[name].snap_on_start and vm.volumes[name].pool != pool:
-            raise ValueRefusedError(f"the {name} of a {vm.klass} is a layer and lies in the pool of its template's")
+            raise ValueRefusedError(
+                f"volume {name} of class {vm.klass} is a layer, in the pool of its template's volume"
+            )
     chosen = {}
     for name, volume in vm.volumes.items():
         pool = pools.get(name) or (pools.get("", "") if volume.save_on_stop else "")

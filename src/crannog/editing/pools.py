@@ -71,6 +71,8 @@ class Pools:
         """Forget a pool that nothing refers to; raises PoolInUseError. No file with data is deleted."""
         config = self._registry.pools[name]
         rules.pool_removal(self._registry, name)
+        if name == KERNEL_POOL:
+            raise PoolInUseError(f"pool '{name}' is built in: VMs get their kernels from it")
         with self._editor.change(self._registry) as told:
             del self._registry.pools[name]
             self._registry.foreign.pop(f"pool:{name}", None)

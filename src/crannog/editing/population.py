@@ -70,30 +70,32 @@ class Population:
 
     async def create(self, wanted: NewVM, *, created_by: str) -> QubeBase:
         """Make a new VM with its volumes; a failure at any step leaves nothing of it."""
-        return await self._create(wanted, created_by, self._free_dispid)
+        with self._dispid_for(self._registry.find_class(wanted.klass), self._free_dispid) as dispid:
+            return await self._create(wanted, created_by, dispid)
 
     async def create_disposable(self, template: QubeBase, *, created_by: str) -> QubeBase:
         """Make a disposable that is named after its number and goes when it stops."""
-        wanted = NewVM("DispVM", "", "", template)
-        return await self._create(wanted, created_by, self._free_numbered_name)
+        with self._dispid_for(self._registry.find_class("DispVM"), self._free_numbered_name) as dispid:
+            wanted = NewVM("DispVM", f"disp{dispid}", "", template)
+            return await self._create(wanted, created_by, dispid, is_for_one_use=True)
 
-    async def _create(self, wanted: NewVM, created_by: str, choose_dispid: Callable[[], int]) -> QubeBase:
+    async def _create(
+        self, wanted: NewVM, created_by: str, dispid: int | None, *, is_for_one_use: bool = False
+    ) -> QubeBase:
         registry = self._registry
         label = registry.find_label(wanted.label) if wanted.label else None
         cls = registry.find_class(wanted.klass)
         template = wanted.template
         if template is None and cls.is_template_based:
             template = registry.get("default_dispvm" if cls.is_disposable else "default_template")
-        with self._dispid_for(cls, choose_dispid) as dispid:
-            name = wanted.name or f"disp{dispid}"
-            vm = registry.draft(wanted.klass, name, self._new_uuid(), template, dispid=dispid)
-            vm.volumes = choose_pools(vm, wanted.pools)
-            if label:
-                vm.values["label"] = label
-            if not wanted.name:
-                self._mark_disposable(vm, created_by)
-            async with self._new_volumes(vm):
-                self._add_with_texts(vm, created_by, rules_of=vm.template if cls.is_disposable else None)
+        vm = registry.draft(wanted.klass, wanted.name, self._new_uuid(), template, dispid=dispid)
+        vm.volumes = choose_pools(vm, wanted.pools)
+        if label:
+            vm.values["label"] = label
+        if is_for_one_use:
+            self._mark_disposable(vm, created_by)
+        async with self._new_volumes(vm):
+            self._add_with_texts(vm, created_by, rules_of=vm.template if cls.is_disposable else None)
         return vm
 
     def _mark_disposable(self, vm: QubeBase, created_by: str) -> None:
@@ -109,6 +111,7 @@ class Population:
 
         `pools` is that of NewVM.
         """
+        self._editor.check_halted(source, "be cloned")  # one that is starting would be waited for
         owners = {owner for owner, held in (origin(source, volume) for volume in source.volumes) if held.is_in_place}
         async with hold_all(self._hold, source, *owners):
             return await self._clone(source, NewVM(klass, name, "", None, pools or {}), created_by)
@@ -195,6 +198,7 @@ class Population:
 
         Volumes in pools that this host cannot serve stay where they are.
         """
+        self._editor.check_halted(vm, "be removed")  # one that is starting would be waited for
         async with self._hold(vm.uuid):
             try:
                 await self._remove(vm)

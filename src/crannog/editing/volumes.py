@@ -83,7 +83,7 @@ class Volumes:
     async def import_file(self, vm: QubeBase, name: str, path: str) -> None:
         """Make the raw image at `path` the content of a volume."""
         async with self._working(vm, name, "get another image") as (pool, volume):
-            self._keep(vm, await pool.import_file(volume, path))
+            self._keep_size(vm, await pool.import_file(volume, path))
 
     async def clear(self, vm: QubeBase, name: str) -> None:
         """Make the content of a volume all zeros."""
@@ -99,7 +99,7 @@ class Volumes:
     async def revert(self, vm: QubeBase, name: str, revision: str) -> None:
         """Go back to a revision; raises NotFoundError when there is no such one."""
         async with self._working(vm, name, "go back to a revision") as (pool, volume):
-            self._keep(vm, await pool.revert(volume, revision))
+            self._keep_size(vm, await pool.revert(volume, revision))
 
     def offer(self, vm: QubeBase, name: str) -> str:
         """Return a token with which a volume's content can be copied."""
@@ -116,20 +116,21 @@ class Volumes:
                 raise ValueRefusedError(f"volume {name} of {vm.name} cannot be copied onto itself")
             check_free(self._busy, owner, "be copied")
             check_steady(self._editor, source, token.volume)
-            self._keep(vm, await pool.clone(held, volume, find_pool(self._pools, held)))
+            self._keep_size(vm, await pool.clone(held, volume, find_pool(self._pools, held)))
 
     # -- content from another program
 
     async def begin_import(self, vm: QubeBase, name: str, size: int | None) -> tuple[int, str]:
         """Make a file for new content of a volume; return its size and path. The VM cannot start until the end."""
-        async with self._working(vm, name, "get another image") as (pool, volume):
+        others = self._imports_of(vm)
+        is_beside = bool(others) and name not in others
+        async with self._working(vm, name, "get another image", may_be_busy=is_beside) as (pool, volume):
             wanted = check_size(volume.size if size is None else size)
+            if name in self._imports_of(vm):
+                check_free(self._busy, vm, "get another image")
             path = await pool.begin_import(volume, wanted)
             self._imports[vm.uuid, name] = wanted
-            self._busy[vm.uuid] = (
-                f"an import into its volume {name} goes on; wait until it is over, or give it up with "
-                "'crannog daemon stop'"
-            )
+            self._note_imports(vm)
             self._editor.tell(events.import_began(vm.name, name, wanted))
         return wanted, path
 
@@ -144,8 +145,22 @@ class Volumes:
                 await self._end_import(vm, name, size if success else None)
                 is_done = success
         finally:
-            self._busy.pop(vm.uuid, None)
+            self._note_imports(vm)
             self._editor.tell(events.import_ended(vm.name, name, success=is_done))
+
+    def _imports_of(self, vm: QubeBase) -> list[str]:
+        return [name for uuid, name in self._imports if uuid == vm.uuid]
+
+    def _note_imports(self, vm: QubeBase) -> None:
+        """Have the VM be busy while anything is imported into it."""
+        names = self._imports_of(vm)
+        if names:
+            self._busy[vm.uuid] = (
+                f"an import into its volume {names[0]} goes on; wait until it is over, or give it up with "
+                "'crannog daemon stop'"
+            )
+        else:
+            self._busy.pop(vm.uuid, None)
 
     async def _end_import(self, vm: QubeBase, name: str, size: int | None) -> None:
         volume = vm.volumes[name]
@@ -153,7 +168,7 @@ class Volumes:
         if size is None:
             await pool.give_up_import(volume)
         else:
-            self._keep(vm, await pool.finish_import(volume, size))
+            self._keep_size(vm, await pool.finish_import(volume, size))
 
     # -- settings
 
@@ -166,7 +181,7 @@ class Volumes:
                     f"would be lost; by hand: make its file system smaller in the VM, copy the volume's beginning to a "
                     f"file, and import that with 'qvm-volume import'"
                 )
-            self._keep(vm, await pool.resize(volume, check_size(size)))
+            self._keep_size(vm, await pool.resize(volume, check_size(size)))
 
     async def set_rw(self, vm: QubeBase, name: str, *, value: bool) -> None:
         """Say whether a halted VM may write to a volume."""
@@ -197,15 +212,23 @@ class Volumes:
 
     @asynccontextmanager
     async def _working(
-        self, vm: QubeBase, name: str, purpose: str, *, own: bool = True, beside: tuple[QubeBase, ...] = ()
+        self,
+        vm: QubeBase,
+        name: str,
+        purpose: str,
+        *,
+        own: bool = True,
+        may_be_busy: bool = False,
+        beside: tuple[QubeBase, ...] = (),
     ) -> AsyncIterator[tuple[Pool, Volume]]:
         """Hold a halted VM, and others beside it, and give out a volume of it; with `own`, one that is no layer."""
+        busy: Busy = {} if may_be_busy else self._busy
         self._editor.check_halted(vm, purpose)  # one that is starting would be waited for
-        check_free(self._busy, vm, purpose)
+        check_free(busy, vm, purpose)
         async with hold_all(self._hold, vm, *beside):
             self._editor.registry.find_vm(f"uuid:{vm.uuid}")  # it may have been removed meanwhile
             self._editor.check_halted(vm, purpose)
-            check_free(self._busy, vm, purpose)
+            check_free(busy, vm, purpose)
             volume = vm.volumes[name]
             if own and not volume.save_on_stop:
                 raise ValueRefusedError(
@@ -213,6 +236,10 @@ class Volumes:
                     f"create the VM with '--class StandaloneVM' instead"
                 )
             yield find_pool(self._pools, volume), volume
+
+    def _keep_size(self, vm: QubeBase, volume: Volume) -> None:
+        """Keep the size that a volume has now; its settings may have changed while its content was made."""
+        self._keep(vm, replace(vm.volumes[volume.name], size=volume.size))
 
     def _keep(self, vm: QubeBase, volume: Volume) -> None:
         """Keep a volume as it is now, if anything of it has changed."""

@@ -24,7 +24,7 @@ class Revision:
 
     def is_blank(self) -> bool:
         """Tell whether it is what a new volume begins with, which nobody ever goes back to."""
-        return self.number == 1 and self.location.format == "raw" and allocated(self.path) == 0
+        return self.number <= 1 and self.location.format == "raw" and allocated(self.path) == 0
 
     @property
     def ident(self) -> str:

@@ -1,0 +1,282 @@
+"""What trusted parts of the system and guests' services ask, each on the socket that is meant for it."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from crannog.api.server import Server
+from crannog.api.table import METHODS, Family
+from crannog.core.announcement import AgentState, AgentStatus, Announcement
+from crannog.core.startup import StartRequest
+from crannog.core.vms import LocalVM
+from crannog.errors import StorageError
+from tests.fakes import Inside, build_inside, short_folder, template_and_app
+from tests.unit.api_world import ask, on_disk
+
+ANNOUNCED = Announcement("4.1", "Linux", qrexec=True, gui=True, default_user="anna")
+
+
+@pytest.fixture
+async def inside() -> AsyncIterator[Inside]:
+    """Serve all three sockets over a template and an AppVM."""
+    with short_folder() as home:
+        inside = build_inside(home)
+        template_and_app(inside.registry)
+        paths = inside.paths
+        places = {
+            Family.PUBLIC: paths.daemon_socket,
+            Family.INTERNAL: paths.internal_socket,
+            Family.MISC: paths.misc_socket,
+        }
+        servers = [Server(inside.inventory, path, family) for family, path in places.items()]
+        for server in servers:
+            await server.start()
+        yield inside
+        for server in servers:
+            await server.stop()
+            assert server.connections == set()
+
+
+async def system_info(inside: Inside) -> dict[str, Any]:
+    reply = await ask(inside.paths.internal_socket, b"internal.GetSystemInfo+ dom0 name dom0\0")
+    assert reply.startswith(b"0\0")
+    found = json.loads(reply[2:])
+    assert list(found) == ["domains"]
+    domains = found["domains"]
+    assert isinstance(domains, dict)
+    return domains
+
+
+async def notify(inside: Inside, service: str, source: str, payload: bytes = b"") -> bytes:
+    return await ask(inside.paths.misc_socket, f"qubes.{service}+ {source} name dom0\0".encode() + payload)
+
+
+def vm(inside: Inside, name: str) -> LocalVM:
+    found = inside.registry.find_vm(name)
+    assert isinstance(found, LocalVM)
+    return found
+
+
+# -- internal.GetSystemInfo
+
+
+async def test_system_info(inside: Inside) -> None:
+    editor, registry = inside.inventory.editor, inside.registry
+    editor.set_property(vm(inside, "work"), "template_for_dispvms", "True")
+    editor.set_property(vm(inside, "work"), "label", "blue")
+    editor.set_property(registry, "default_dispvm", "work")
+    editor.set_feature(vm(inside, "debian"), "internal", "1")
+    for tag in ("zebra", "ape"):
+        editor.add_tag(vm(inside, "work"), tag)
+    remote = registry.create("RemoteVM", "far", "00000000-0000-4000-8000-000000000077", None)
+    remote.set("transport_rpc", "qubes.Relay")
+    remote.set("relayvm", vm(inside, "work"))
+    everything = {
+        "dom0": {
+            "internal": None,
+            "tags": [],
+            "type": "AdminVM",
+            "template_for_dispvms": False,
+            "default_dispvm": "work",
+            "icon": "adminvm-black",
+            "label": "0x000000",
+            "guivm": None,
+            "relayvm": None,
+            "transport_rpc": None,
+            "power_state": "Running",
+            "uuid": "00000000-0000-0000-0000-000000000000",
+        },
+        "debian": {
+            "internal": "1",
+            "tags": [],
+            "type": "TemplateVM",
+            "template_for_dispvms": False,
+            "default_dispvm": "work",
+            "icon": "templatevm-red",
+            "label": "0xcc0000",
+            "guivm": "dom0",
+            "relayvm": None,
+            "transport_rpc": None,
+            "power_state": "Halted",
+            "uuid": vm(inside, "debian").uuid,
+        },
+        "work": {
+            "internal": None,
+            "tags": ["ape", "zebra"],
+            "type": "AppVM",
+            "template_for_dispvms": True,
+            "default_dispvm": "work",
+            "icon": "appvm-blue",
+            "label": "0x3465a4",
+            "guivm": "dom0",
+            "relayvm": None,
+            "transport_rpc": None,
+            "power_state": "Halted",
+            "uuid": vm(inside, "work").uuid,
+        },
+        "far": {
+            "internal": None,
+            "tags": [],
+            "type": "RemoteVM",
+            "template_for_dispvms": False,
+            "default_dispvm": None,
+            "icon": "remotevm-red",
+            "label": "0xcc0000",
+            "guivm": None,
+            "relayvm": "work",
+            "transport_rpc": "qubes.Relay",
+            "power_state": "Running",
+            "uuid": "00000000-0000-4000-8000-000000000077",
+        },
+    }
+    found = await system_info(inside)
+    assert found == everything
+    assert list(found) == list(everything)
+
+
+async def test_references_that_are_empty_are_null(inside: Inside) -> None:
+    work = vm(inside, "work")
+    inside.inventory.editor.set_property(work, "guivm", "")
+    inside.registry.create("RemoteVM", "far", "00000000-0000-4000-8000-000000000077", None)
+    found = await system_info(inside)
+    assert (found["work"]["guivm"], found["work"]["default_dispvm"]) == (None, None)
+    assert (found["far"]["relayvm"], found["far"]["transport_rpc"]) == (None, None)
+
+
+async def test_power_states(inside: Inside) -> None:
+    for each in inside.registry.local_vms():
+        await inside.pool.create(tuple(each.volumes.values()))
+    work = vm(inside, "work")
+    await inside.inventory.power.start(work, StartRequest(wait=False))
+    assert (await system_info(inside))["work"]["power_state"] == "Running"
+    await inside.inventory.power.pause(work)
+    assert (await system_info(inside))["work"]["power_state"] == "Paused"
+    await inside.inventory.power.kill(work)
+    assert (await system_info(inside))["work"]["power_state"] == "Halted"
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (b"internal.GetSystemInfo+x dom0 name dom0\0", b"unexpected argument"),
+        (b"internal.GetSystemInfo+ dom0 name dom0\0x", b"unexpected payload"),
+        (b"internal.GetSystemInfo+ dom0 name work\0", b"expected destination to be AdminVM"),
+        (b"internal.Nonsense+ dom0 name dom0\0", b"no such method: 'internal.Nonsense'"),
+    ],
+)
+async def test_wrong_calls(inside: Inside, request_: bytes, error: bytes) -> None:
+    reply = await ask(inside.paths.internal_socket, request_)
+    assert reply == b"2\0ProtocolError\0ProtocolError\0" + error + b"\0"
+
+
+async def test_no_method_is_served_at_two_sockets(inside: Inside) -> None:
+    places = {
+        Family.PUBLIC: inside.paths.daemon_socket,
+        Family.INTERNAL: inside.paths.internal_socket,
+        Family.MISC: inside.paths.misc_socket,
+    }
+    assert {declared.family for declared in METHODS.values()} == set(Family)
+    for name, declared in METHODS.items():
+        assert declared.family is {"internal": Family.INTERNAL, "qubes": Family.MISC}.get(
+            name.split(".")[0], Family.PUBLIC
+        )
+        for family, path in places.items():
+            if family is not declared.family:
+                reply = await ask(path, f"{name}+ dom0 name dom0\0".encode())
+                assert reply == f"2\0ProtocolError\0ProtocolError\0no such method: '{name}'\0".encode()
+
+
+# -- qubes.NotifyUpdates
+
+
+async def test_updates_are_kept_with_the_vm_that_tells(inside: Inside) -> None:
+    assert await notify(inside, "NotifyUpdates", "debian", b"12\n") == b"0\0"
+    assert vm(inside, "debian").features == on_disk(inside).find_vm("debian").features == {"updates-available": "1"}
+    assert vm(inside, "work").features == {}
+    assert await notify(inside, "NotifyUpdates", "debian", b" 0 ") == b"0\0"
+    assert vm(inside, "debian").features == {"updates-available": ""}
+    assert await notify(inside, "NotifyUpdates", "dom0", b"3") == b"0\0"
+    assert inside.registry.dom0.features == {"updates-available": "1"}
+
+
+async def test_known_news_are_not_saved_again(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_registry: object) -> None:
+        raise StorageError("no space")
+
+    assert await notify(inside, "NotifyUpdates", "debian", b"5") == b"0\0"
+    monkeypatch.setattr(inside.store, "save", refuse)
+    assert await notify(inside, "NotifyUpdates", "debian", b"6") == b"0\0"
+    assert await notify(inside, "NotifyUpdates", "work", b"0") == b"0\0"
+    assert await notify(inside, "NotifyUpdates", "debian", b"0") == b"2\0StoragePoolException\0StorageError\0no space\0"
+    assert vm(inside, "debian").features == {"updates-available": "1"}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"-1", b"1.5", b"0x10", b"one", b" ", b"1 2", b"1\0", b"\xb2", "\u0663".encode(), b"+1", b"1_0", b"1" * 64],
+)
+async def test_what_is_no_number_of_updates(inside: Inside, payload: bytes) -> None:
+    refused = b"2\0ProtocolError\0ProtocolError\0the payload is not a number of updates\0"
+    assert await notify(inside, "NotifyUpdates", "debian", payload) == refused
+    assert vm(inside, "debian").features == {}
+
+
+@pytest.mark.parametrize("payload", [b"1" * 63, b"\t1\r\n", b"0000000001"])
+async def test_odd_numbers_of_updates(inside: Inside, payload: bytes) -> None:
+    assert await notify(inside, "NotifyUpdates", "debian", payload) == b"0\0"
+    assert vm(inside, "debian").features == {"updates-available": "1"}
+
+
+async def test_a_notification_must_say_something(inside: Inside) -> None:
+    assert await notify(inside, "NotifyUpdates", "debian") == b"2\0ProtocolError\0ProtocolError\0expected payload\0"
+    reply = await ask(inside.paths.misc_socket, b"qubes.NotifyUpdates+ debian name work\x001")
+    assert reply == b"2\0ProtocolError\0ProtocolError\0expected destination to be AdminVM\0"
+    assert (await notify(inside, "NotifyUpdates", "nobody", b"1")).startswith(b"2\0QubesVMNotFoundError\0")
+
+
+# -- qubes.NotifyTools, qubes.FeaturesRequest
+
+
+def announce(inside: Inside, name: str, status: AgentStatus) -> None:
+    inside.agents.statuses[vm(inside, name).uuid] = status
+
+
+async def test_tools_that_cannot_be_heard(inside: Inside) -> None:
+    refused = (
+        b"2\0QubesVMNotRunningError\0VMNotRunningError\0the tools in work cannot be heard: its agent is not connected\0"
+    )
+    assert await notify(inside, "NotifyTools", "work") == refused
+    for status in (AgentStatus(), AgentStatus(AgentState.READY), AgentStatus(AgentState.WAITING, ANNOUNCED)):
+        announce(inside, "work", status)
+        assert await notify(inside, "NotifyTools", "work") == refused
+    assert vm(inside, "work").features == {}
+
+
+async def test_tools_that_can_be_heard(inside: Inside) -> None:
+    announce(inside, "work", AgentStatus(AgentState.READY, ANNOUNCED))
+    assert await notify(inside, "NotifyTools", "work", b"whatever") == b"0\0"
+    for registry in (inside.registry, on_disk(inside)):
+        work = registry.find_vm("work")
+        assert work.features == {"qrexec": "1", "gui": "1", "os": "Linux"}
+        assert work.get("default_user") == "anna"
+        assert registry.find_vm("debian").features == {}
+
+
+async def test_tools_of_what_does_not_run_here(inside: Inside) -> None:
+    assert (await notify(inside, "NotifyTools", "dom0")).startswith(b"2\0QubesVMError\0StateError\0dom0 is of class")
+
+
+async def test_tools_whose_news_cannot_be_saved(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_registry: object) -> None:
+        raise StorageError("no space")
+
+    announce(inside, "work", AgentStatus(AgentState.READY, ANNOUNCED))
+    monkeypatch.setattr(inside.store, "save", refuse)
+    assert await notify(inside, "NotifyTools", "work") == b"2\0StoragePoolException\0StorageError\0no space\0"
+    assert vm(inside, "work").features == {}
+
+
+async def test_features_are_not_requested_yet(inside: Inside) -> None:
+    assert (await notify(inside, "FeaturesRequest", "work")).startswith(b"2\0QubesNotImplementedError\0NotYetError\0")
