@@ -79,6 +79,10 @@ class Paths:
         """Return the socket at which QEMU serves the agent's channel of the VM with that UUID."""
         return f"{self.run}/channel-{uuid[:8]}.sock"
 
+    def start_mark(self, uuid: str) -> str:
+        """Return the file that is there while the VM with that UUID is created and does not run yet."""
+        return f"{self.run}/starting-{uuid}"
+
     def rpc_log(self, vm: str) -> str:
         """Return the log of the VM's RPC process."""
         return f"{self.logs}/rpc-{vm}.log"

@@ -5,7 +5,10 @@ The tree::
     CrannogError                    1   something failed; the sentence says what
     |- UsageError                   2   the command line is wrong
     |- ValueRefusedError            2   a name or value is not acceptable
-    |  `- PropertyRefusedError      2   a property cannot have that value
+    |  |- PropertyRefusedError      2   a property cannot have that value
+    |  |- TagRefusedError           2
+    |  |- LabelRefusedError         2
+    |  `- ColorRefusedError         2
     |- NotFoundError                3   no such VM, property, label, pool, ...
     |  |- VMNotFoundError           3
     |  |  `- UUIDRefusedError       3   what names it is no UUID
@@ -13,7 +16,9 @@ The tree::
     |  |- FeatureNotFoundError      3
     |  |- TagNotFoundError          3
     |  |- LabelNotFoundError        3
-    |  `- DeviceNotAssignedError    3
+    |  |- DeviceNotAssignedError    3
+    |  |- RevisionNotFoundError     3
+    |  `- TokenNotFoundError        3   a token for a copy, which is good once
     |- InUseError                   4   something else depends on it, or it exists already
     |  |- LabelInUseError           4
     |  |- PoolInUseError            4
@@ -69,6 +74,24 @@ class PropertyRefusedError(ValueRefusedError):
     wire_name = "QubesPropertyValueError"
 
 
+class TagRefusedError(ValueRefusedError):
+    """No tag can be called so."""
+
+    wire_name = "QubesInvalidTagError"
+
+
+class LabelRefusedError(ValueRefusedError):
+    """No label can be called so."""
+
+    wire_name = "QubesInvalidLabelError"
+
+
+class ColorRefusedError(ValueRefusedError):
+    """That is not a colour."""
+
+    wire_name = "QubesInvalidLabelValueError"
+
+
 class NotFoundError(CrannogError):
     """The thing that was named does not exist."""
 
@@ -115,6 +138,18 @@ class DeviceNotAssignedError(NotFoundError):
     """The device is not assigned to the VM."""
 
     wire_name = "DeviceNotAssigned"
+
+
+class RevisionNotFoundError(NotFoundError):
+    """The volume has no such revision."""
+
+    wire_name = "QubesVolumeRevisionNotFoundError"
+
+
+class TokenNotFoundError(NotFoundError):
+    """There is no such token for a copy; each is good once."""
+
+    wire_name = "QubesVolumeCopyTokenNotFoundError"
 
 
 class InUseError(CrannogError):

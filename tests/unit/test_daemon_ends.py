@@ -57,9 +57,11 @@ async def test_a_shutdown_that_is_not_waited_for(life: Life, monkeypatch: pytest
     await life.run()
     gate = Gate(life.inside.hypervisor.press_power_button)
     monkeypatch.setattr(life.inside.hypervisor, "press_power_button", gate)
-    await life.power.shutdown(life.work, force=True, wait=False)
+    asking = begin(life.power.shutdown(life.work, force=True, wait=False))
+    await gate.reached.wait()
     assert (life.told, life.work.power_state) == (["work domain-pre-shutdown force=True"], "Halting")
     gate.opened.set()
+    await soon(asking)
     await life.settle()
     assert life.told == ["work domain-pre-shutdown force=True", *ENDED]
     await life.is_gone()
@@ -135,7 +137,7 @@ async def test_a_shutdown_that_the_hypervisor_refuses(
     await life.run()
     monkeypatch.setattr(life.inside.hypervisor, "press_power_button", failing(HypervisorError("no button")))
     asked = await soon(asyncio.gather(life.power.shutdown(life.work, force=False, wait=wait), return_exceptions=True))
-    assert [str(error) for error in asked] == (["no button"] if wait else ["None"])
+    assert [str(error) for error in asked] == ["no button"]
     await life.settle()
     assert life.work.power_state == "Running"
     assert life.told == ["work domain-pre-shutdown force=False", "work domain-shutdown-failed reason=no button"]
@@ -475,11 +477,48 @@ async def test_a_vm_that_ran_on_is_adopted_and_not_told_as_started(life: Life) -
 @pytest.mark.usefixtures("settled")
 async def test_a_start_that_was_not_finished_is_ended_and_settled_once(life: Life) -> None:
     life.inside.hypervisor.domain_states[life.work.uuid] = DomainInfo(life.work.uuid, "work", DomainState.PAUSED, 7)
+    life.inside.lifecycle.world.mark_start(life.work.uuid)
     await adopt(life)
     await life.settle()
+    assert not life.inside.lifecycle.world.is_marked(life.work.uuid)
     assert [line for line in life.told if line.startswith("work")] == ENDED
     assert life.told.count("settled root") == 2  # the template's and its own
     await life.is_gone()
+
+
+@pytest.mark.parametrize("state", [DomainState.PAUSED, DomainState.SUSPENDED])
+async def test_a_vm_that_its_user_paused_is_adopted_as_it_is(life: Life, state: DomainState) -> None:
+    life.inside.hypervisor.domain_states[life.work.uuid] = DomainInfo(life.work.uuid, "work", state, 7)
+    await adopt(life)
+    assert (life.told, life.work.power_state) == ([], state.value.capitalize())
+    await life.power.resume(life.work)
+    assert life.work.power_state == "Running"
+
+
+async def test_a_mark_on_a_vm_that_runs_is_old(life: Life) -> None:
+    """The daemon was killed between letting it run and taking the mark away."""
+    world = life.inside.lifecycle.world
+    world.mark_start(life.work.uuid)
+    life.inside.hypervisor.domain_states[life.work.uuid] = DomainInfo(life.work.uuid, "work", DomainState.RUNNING, 7)
+    await adopt(life)
+    assert (life.work.power_state, world.is_marked(life.work.uuid)) == ("Running", False)
+
+
+async def test_marks_go_with_the_start(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = life.inside.lifecycle.world
+    gate = Gate(life.inside.hypervisor.resume)
+    monkeypatch.setattr(life.inside.hypervisor, "resume", gate)
+    starting = begin(life.power.start(life.work, QUIETLY))
+    await gate.reached.wait()
+    assert world.is_marked(life.work.uuid)
+    gate.opened.set()
+    await soon(starting)
+    assert not world.is_marked(life.work.uuid)
+    await life.power.kill(life.work)
+    monkeypatch.setattr(life.inside.hypervisor, "resume", failing(HypervisorError("no")))
+    with pytest.raises(StartError):
+        await life.power.start(life.work, QUIETLY)
+    assert not world.is_marked(life.work.uuid)
 
 
 async def test_a_domain_of_nobody_is_ended(life: Life) -> None:
@@ -504,6 +543,7 @@ async def test_a_disposable_whose_start_was_not_finished_is_removed_once(
 ) -> None:
     vm = await make_disposable(life, auto_cleanup=True)
     life.inside.hypervisor.domain_states[vm.uuid] = DomainInfo(vm.uuid, "disp1", DomainState.PAUSED, 7)
+    life.inside.lifecycle.world.mark_start(vm.uuid)
     await adopt(life)
     await life.settle()
     assert life.told == ["disp1 domain-stopped", "disp1 domain-shutdown", *REMOVED]

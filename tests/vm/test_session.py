@@ -113,7 +113,8 @@ def test_a_session(shared_home: Home, events: Follower) -> None:
     home.ok("qvm-unpause", "sess")
     events.take("domain-pre-unpaused", "domain-unpaused", of="sess")
 
-    info = dict(line.split(maxsplit=1) for line in home.ok("qvm-volume", "info", "sess:private").splitlines()[:11])
+    lines = home.ok("qvm-volume", "info", "sess:private").splitlines()[:11]
+    info = {key: value.strip() for key, _, value in (line.partition(" ") for line in lines)}
     assert (info["pool"], info["size"], info["save_on_stop"]) == ("vm-pool", str(2 << 30), "True")
 
     home.ok("qvm-shutdown", "--wait", "sess")
@@ -166,3 +167,12 @@ def test_statistics_of_a_running_vm(shared_home: Home, work: str) -> None:
     assert 0 <= int(pairs[b"cpu_usage"]) <= 110
     assert pairs[b"online_vcpus"].isdigit()
     shared_home.ok("qubes-prefs", "--default", "stats_interval")
+
+
+def test_a_paused_vm_stays_paused_when_the_daemon_is_killed(shared_home: Home, work: str) -> None:
+    shared_home.ok("qvm-start", "--no-wait", work)
+    shared_home.ok("qvm-pause", work)
+    shared_home.kill_daemon()
+    assert shared_home.state(work) == "Paused"
+    shared_home.ok("qvm-unpause", work)
+    assert shared_home.state(work) == "Running"

@@ -43,10 +43,21 @@ def notify_updates(call: Call) -> None:
     untrusted_count = call.payload.strip() if len(call.payload) <= 63 else b""
     if not untrusted_count.isdigit():
         raise ProtocolError("the payload is not a number of updates")
-    found = "1" if int(untrusted_count) else ""
-    # Updates of a template-based VM are those of its template; the feature there is what a user acts on.
-    if call.source.features.get("updates-available", "") != found:
-        call.backend.editor.set_features(call.source, {"updates-available": found})
+    _note_updates(call, int(untrusted_count))
+
+
+def _note_updates(call: Call, count: int) -> None:
+    """Keep the feature where the updates are installed: in the VM itself, or, as a hint, in its halted template.
+
+    A template-based VM without updates says nothing of its template, and a running template speaks for itself.
+    """
+    vm, found = call.source, "1" if count else ""
+    if vm.is_template_based:
+        if vm.template is None or not found or vm.template.power_state != "Halted":
+            return
+        vm = vm.template
+    if vm.features.get("updates-available", "") != found:
+        call.backend.editor.set_features(vm, {"updates-available": found})
 
 
 @method("qubes.NotifyTools", Destination.ADMIN, payload=Presence.OPTIONAL, access=Access.WRITE)

@@ -2,7 +2,7 @@
 
 from crannog.api.table import Access, Call, Destination, Presence, method
 from crannog.core.pools import EPHEMERAL_VOLATILE, REVISIONS_TO_KEEP
-from crannog.errors import DeniedError, ProtocolError
+from crannog.errors import DeniedError, NotFoundError, ProtocolError
 
 ADMIN, NEEDED = Destination.ADMIN, Presence.REQUIRED
 
@@ -47,8 +47,9 @@ def _pool(call: Call) -> str:
 @method("admin.pool.Add", ADMIN, argument=NEEDED, payload=NEEDED, access=Access.WRITE)
 def add_pool(call: Call) -> None:
     """Make a pool. The argument is its driver, the payload its name and options, as `key=value` lines."""
-    if call.argument not in call.backend.pools.drivers():
-        raise DeniedError("Argument not in 'drivers'")
+    drivers = call.backend.pools.drivers()
+    if call.argument not in drivers:
+        raise NotFoundError(f"there is no driver '{call.argument[:80]}' for pools (there: {', '.join(drivers)})")
     options = _parse_options(call.text())
     if "name" not in options:
         raise ProtocolError("the payload names no pool")
@@ -56,10 +57,8 @@ def add_pool(call: Call) -> None:
 
 
 def _parse_options(text: str) -> dict[str, str]:
-    if not text.endswith("\n"):
-        raise ProtocolError("the payload does not end with a line's end")
     options: dict[str, str] = {}
-    for line in text[:-1].split("\n"):
+    for line in text.removesuffix("\n").split("\n"):
         key, separator, value = line.partition("=")
         if not separator or not key.isidentifier() or not value.isprintable() or key in options:
             raise ProtocolError(f"the payload has a malformed line '{line[:80]}'")

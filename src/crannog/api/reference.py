@@ -16,8 +16,8 @@ _INTRODUCTION = """# The Admin API
 Made by `scripts/reference` from the table of methods (`crannog.api`); do not edit.
 
 A request is `METHOD+ARGUMENT SOURCE name DESTINATION`, a NUL and the payload, up to end of file, at most 65,536 bytes.
-The answer is `0`, a NUL and the data; or `2`, a NUL and, each ended by a NUL, the exception's class, our own name of the
-error, and the message; or, where events are followed, `1`, a NUL, subject, event, keys and values, again and again.
+The answer is `0`, a NUL and the data; or `2`, a NUL and, each ended by a NUL, the exception's class, our own name of
+the error, and the message; or, where events are followed, `1`, a NUL, subject, event, keys and values, again and again.
 What is no request is not answered at all.
 
 Access: `r` reads, `w` changes what is stored, `x` acts on what runs. Scope: `local` is about one VM, `global` about the

@@ -6,7 +6,7 @@ from typing import NoReturn
 from crannog.api.table import Access, Call, Destination, Presence, method
 from crannog.core.kinds import BOOL
 from crannog.core.volumes import ORDER
-from crannog.errors import DeniedError, ProtocolError
+from crannog.errors import DeniedError, ProtocolError, RevisionNotFoundError
 
 ANY = Destination.ANY
 NEEDED = Presence.REQUIRED
@@ -65,7 +65,10 @@ async def revert(call: Call) -> None:
     if not all(char.isalnum() or char in ":._-" for char in revision):
         raise ProtocolError("the payload is not the name of a revision")
     if revision not in call.backend.volumes.revisions(call.vm, name):
-        raise DeniedError(f"Payload not in '{call.vm.name} {name} revisions'")
+        raise RevisionNotFoundError(
+            f"volume {name} of {call.vm.name} has no revision '{revision[:80]}'; "
+            f"'qvm-volume info {call.vm.name}:{name}' lists those that it has"
+        )
     await call.backend.volumes.revert(call.vm, name, revision)
 
 

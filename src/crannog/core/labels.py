@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from crannog.errors import LabelExistsError, ValueRefusedError
+from crannog.errors import ColorRefusedError, LabelExistsError, LabelRefusedError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COLOR = re.compile(r"0x[0-9a-f]{6}")
@@ -39,14 +39,14 @@ def parse_color(text: str) -> str:
     """Return a colour as `0xRRGGBB` in lower case; `#RRGGBB`, as older files have it, is taken too."""
     color = ("0x" + text[1:] if text.startswith("#") else text).lower()
     if not _COLOR.fullmatch(color):
-        raise ValueRefusedError(f"'{text[:40]}' is not a colour; write it as 0xRRGGBB")
+        raise ColorRefusedError(f"'{text[:40]}' is not a colour; write it as 0xRRGGBB")
     return color
 
 
 def check_label_name(name: str) -> str:
-    """Return `name` if a label may be called so; raises ValueRefusedError."""
+    """Return `name` if a label may be called so; raises LabelRefusedError."""
     if not _NAME.fullmatch(name):
-        raise ValueRefusedError(
+        raise LabelRefusedError(
             f"'{name[:80]}' cannot be the name of a label: use letters, digits and . _ -, at most 64 of them"
         )
     return name
@@ -55,7 +55,7 @@ def check_label_name(name: str) -> str:
 def new_label(existing: Iterable[Label], name: str, color: str) -> Label:
     """Return a custom label with the first free index above the built-in ones.
 
-    Raises ValueRefusedError for a malformed name or colour, LabelExistsError for a name that is taken.
+    Raises LabelRefusedError or ColorRefusedError for a malformed one, LabelExistsError for a name that is taken.
     """
     labels = list(existing)
     check_label_name(name)

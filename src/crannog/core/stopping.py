@@ -9,6 +9,6 @@ def check_shutdown(vm: LocalVM, active: frozenset[str]) -> None:
     users = [other.name for other in vm.registry.local_vms() if other.uuid in active and other.netvm is vm]
     if users:
         raise InUseError(
-            f"{vm.name} was not shut down: {', '.join(users[:5])} get their network from it; shut them down first, "
+            f"{vm.name} was not shut down: it is the netvm of {', '.join(users[:5])}; shut that down first, "
             f"or add --force"
         )

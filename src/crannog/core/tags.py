@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from crannog.errors import DeniedError, ProtocolError
+from crannog.errors import DeniedError, TagRefusedError
 
 if TYPE_CHECKING:
     from crannog.core.vms import QubeBase
@@ -22,9 +22,9 @@ _SHOWN_NAME = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def check_tag(tag: str) -> str:
-    """Return `tag` if it can be one; raises ProtocolError."""
+    """Return `tag` if it can be one; raises TagRefusedError."""
     if not _TAG.fullmatch(tag):
-        raise ProtocolError("a tag holds letters, digits, _ and - only, at most 255 of them")
+        raise TagRefusedError("a tag holds letters, digits, _ and - only, at most 255 of them")
     return tag
 
 

@@ -28,15 +28,16 @@ class Adoption:
     async def adopt(self) -> None:
         """Take over all domains.
 
-        A paused domain is a start that was never finished: it is ended. So is one whose VM is not in the store.
+        One that was created and never ran is a start that was not finished: it is ended. So is one whose VM is not in
+        the store.
         """
         registry = self._lifecycle.registry
         adopted, ended = [], set()
         for info in await self._world.hypervisor.domains():
             vm = registry.find_uuid(info.uuid)
             self._news.ours.add(info.uuid)
-            if isinstance(vm, LocalVM) and info.state in (DomainState.RUNNING, DomainState.STALLED):
-                log.info("%s: still running, adopted", vm.name)
+            if isinstance(vm, LocalVM) and self._is_whole(info):
+                log.info("%s: still %s, adopted", vm.name, info.state)
                 self._machines.note(info)
                 adopted.append(info)
                 await self._world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
@@ -44,12 +45,21 @@ class Adoption:
                 log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
                 ended.add(info.uuid)
                 await self._end_leftover(info)
+                self._world.unmark_start(info.uuid)
         for vm in registry.local_vms():
             if not self._machines.has_domain(vm.uuid) and vm.uuid not in ended:  # the news of their end settles those
                 await self._news.release(vm)
+                self._world.unmark_start(vm.uuid)
                 self._news.on_halted(vm)
         if adopted:
             self._news.keep(asyncio.ensure_future(self._look_again(adopted)))
+
+    def _is_whole(self, info: DomainInfo) -> bool:
+        """Tell whether a domain has run. A mark on one that runs is left from the moment in which it was let run."""
+        if info.state is DomainState.RUNNING:
+            self._world.unmark_start(info.uuid)
+        is_alive = info.state not in (DomainState.DYING, DomainState.CRASHED)
+        return is_alive and not self._world.is_marked(info.uuid)
 
     async def _end_leftover(self, info: DomainInfo) -> None:
         """End a domain that nobody owns; while it cannot be ended it is shown as what it is, and the daemon goes on."""

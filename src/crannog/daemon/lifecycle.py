@@ -29,6 +29,9 @@ from crannog.errors import (
 
 log = logging.getLogger(__name__)
 
+Shutdown = tuple["asyncio.Task[None]", "asyncio.Task[bool]"]
+"""Done when the guest was asked to shut down; and when it has ended (True) or its time was over (False)."""
+
 
 class Lifecycle:
     """Changes the power states of VMs."""
@@ -41,7 +44,7 @@ class Lifecycle:
         self.steps = Steps(world, machines, tell)
         self._runner = Runner(self.steps.actions())
         self._starts: dict[str, asyncio.Task[list[tuple[str, float]]]] = {}
-        self._shutdowns: dict[str, asyncio.Task[bool]] = {}
+        self._shutdowns: dict[str, Shutdown] = {}
         self.news = News(world, registry, machines, tell, is_starting=lambda uuid: uuid in self._starts)
 
     # -- starting
@@ -115,6 +118,8 @@ class Lifecycle:
         if is_started:
             self._tell(events.plain(vm.name, "domain-stopped"))
             self.news.note_end(vm.uuid)
+        else:
+            self.news.on_halted(vm)
 
     async def abandon_starts(self) -> None:
         """Undo every start that is not finished: a daemon that ends must not leave half of one."""
@@ -165,17 +170,18 @@ class Lifecycle:
 
         With `wait`, return when it is halted; raises ShutdownTimeoutError when that takes longer than the VM's
         shutdown_timeout (it goes on running). Raises VMNotRunningError for a halted VM, and, without `force`,
-        InUseError when running VMs get their network from it.
+        InUseError when running VMs get their network from it; HypervisorError when it cannot even be asked.
         """
         self._check_running(vm)
-        ended = self._shutdowns.get(vm.uuid) or self._ask_to_end(vm, force=force)
+        asked, ended = self._shutdowns.get(vm.uuid) or self._ask_to_end(vm, force=force)
+        await asyncio.shield(asked)
         if wait and not await asyncio.shield(ended):
             raise ShutdownTimeoutError(
                 f"{vm.name} did not shut down within {vm.get('shutdown_timeout')} s and still runs; "
                 f"try again, or end it with 'qvm-kill {vm.name}'"
             )
 
-    def _ask_to_end(self, vm: LocalVM, *, force: bool) -> "asyncio.Task[bool]":
+    def _ask_to_end(self, vm: LocalVM, *, force: bool) -> Shutdown:
         self._tell(events.shutdown_asked(vm.name, force=force))
         try:
             self._check_can_end(vm)
@@ -186,9 +192,15 @@ class Lifecycle:
             raise
         if vm.uuid not in self.steps.starting:
             self.machines.begin(vm.uuid, "Halting")
-        ended = self._shutdowns[vm.uuid] = asyncio.ensure_future(self._shut_down(vm))
+        asked = asyncio.ensure_future(self._press(vm))
+        ended = asyncio.ensure_future(self._shut_down(vm, asked))
         ended.add_done_callback(lambda _task: self._finish_shutdown(vm, ended))
-        return ended
+        self._shutdowns[vm.uuid] = asked, ended
+        return asked, ended
+
+    async def _press(self, vm: LocalVM) -> None:
+        if not await self.world.agents.power_off(vm.uuid):
+            await self.world.hypervisor.press_power_button(vm.uuid)
 
     def _check_can_end(self, vm: LocalVM) -> None:
         state = self.machines.domain_state(vm.uuid)
@@ -203,10 +215,9 @@ class Lifecycle:
                 f"with 'qvm-kill {vm.name}'"
             )
 
-    async def _shut_down(self, vm: LocalVM) -> bool:
+    async def _shut_down(self, vm: LocalVM, asked: "asyncio.Task[None]") -> bool:
         try:
-            if not await self.world.agents.power_off(vm.uuid):
-                await self.world.hypervisor.press_power_button(vm.uuid)
+            await asked
             async with asyncio.timeout(int(vm.get("shutdown_timeout"))):
                 await self.machines.ended(vm.uuid)
         except TimeoutError:

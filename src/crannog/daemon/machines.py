@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from crannog.core.domain import DomainInfo, DomainState
 
@@ -22,7 +23,7 @@ class Machines:
         self._states: dict[str, DomainState] = {}
         self._xids: dict[str, int] = {}
         self._doing: dict[str, str] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.busy: dict[str, str] = {}
         """What goes on with VMs that cannot start meanwhile, by UUID."""
         self._waiting: dict[tuple[str, DomainState], set[asyncio.Future[None]]] = {}

@@ -106,8 +106,11 @@ class News:
 
     async def release(self, vm: LocalVM) -> None:
         """End what served a VM that has no domain any more, and settle its volumes."""
-        await self.world.agents.stop(vm.uuid)
-        self.world.discard_channel(vm.uuid)
+        try:
+            await self.world.agents.stop(vm.uuid)
+            self.world.discard_channel(vm.uuid)
+        except (CrannogError, OSError) as error:
+            log.error("%s: %s", vm.name, error)
         for volume in vm.volumes.values():
             try:
                 await self.world.pool_of(volume).stop(volume)

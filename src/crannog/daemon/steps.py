@@ -60,6 +60,7 @@ class Steps:
     async def _create_paused(self, step: CreatePaused) -> None:
         start = self.starting[step.spec.uuid]
         self._tell(events.domain_spawned(start.vm, start.guid, is_done=False))
+        self._world.mark_start(step.spec.uuid)
         self._machines.note(await self._world.hypervisor.create_paused(step.spec))
         start.is_spawned = True
         self._tell(events.domain_spawned(start.vm, start.guid, is_done=True))
@@ -67,6 +68,7 @@ class Steps:
     async def _destroy(self, step: CreatePaused) -> None:
         await self.end(step.spec.uuid)
         self._world.discard_channel(step.spec.uuid)
+        self._world.unmark_start(step.spec.uuid)
 
     async def end(self, uuid: str) -> None:
         """End a domain and return when its end is known."""
@@ -84,6 +86,7 @@ class Steps:
             await self.let_run(self.starting[step.uuid].vm, step.uuid)
         except HypervisorError as error:
             raise StartError(f"its processors could not be let run: {error}") from error
+        self._world.unmark_start(step.uuid)
 
     async def let_run(self, vm: str, uuid: str) -> None:
         """Let a domain's processors run, and return when it is known to run, or to have ended."""

@@ -1,6 +1,7 @@
 """Everything outside the model that the daemon works with, behind the ports."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from crannog.ports.hostdevices import HostDevices
 from crannog.ports.hypervisor import Hypervisor
 from crannog.ports.storage import Pool
 from crannog.vmlogs import discard_logs
+
+log = logging.getLogger(__name__)
 
 Tell = Callable[[Iterable[Event]], None]
 """Tells events to whoever listens."""
@@ -51,3 +54,21 @@ class World:
         """Delete the channel's socket of a VM that has ended; a QEMU that was killed leaves it."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.paths.channel_socket(uuid))
+
+    def mark_start(self, uuid: str) -> None:
+        """Note that a domain will be created and does not run yet: found paused and marked, it is half of a start."""
+        try:
+            with open(self.paths.start_mark(uuid), "wb"):
+                pass
+        except OSError as error:
+            # Without it a start that is cut short leaves a paused VM, which its user can end.
+            log.warning("%s: %s", self.paths.start_mark(uuid), error.strerror)
+
+    def unmark_start(self, uuid: str) -> None:
+        """Note that the domain runs, or is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.paths.start_mark(uuid))
+
+    def is_marked(self, uuid: str) -> bool:
+        """Tell whether a domain was never let run."""
+        return os.path.exists(self.paths.start_mark(uuid))

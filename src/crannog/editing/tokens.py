@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crannog.errors import NotFoundError
+from crannog.errors import TokenNotFoundError
 
 MAX_TOKENS = 64
 MAX_AGE = 300
@@ -38,11 +38,11 @@ class Tokens:
         return text
 
     def take(self, text: str) -> Token:
-        """Return what a token stands for, and make it void; raises NotFoundError."""
+        """Return what a token stands for, and make it void; raises TokenNotFoundError."""
         self._drop_old()
         token = self._tokens.pop(text, None)
         if token is None:
-            raise NotFoundError(
+            raise TokenNotFoundError(
                 f"there is no such token for a copy: each is good once, for {MAX_AGE} s; ask for another one with "
                 "admin.vm.volume.CloneFrom"
             )
