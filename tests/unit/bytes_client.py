@@ -43,7 +43,15 @@ CLASSES: dict[str, tuple[type[Exception], ...]] = {
     "UnrecognizedDevice": (ValueError,),
 }
 # Names that it has no class for, and takes for a plain QubesException.
-SERVER_ONLY = {"QubesLabelInUseError", "QubesVMAlreadyExistsError"}
+SERVER_ONLY = {
+    "QubesInvalidLabelError",
+    "QubesInvalidLabelValueError",
+    "QubesInvalidTagError",
+    "QubesLabelInUseError",
+    "QubesVMAlreadyExistsError",
+    "QubesVolumeCopyTokenNotFoundError",
+    "QubesVolumeRevisionNotFoundError",
+}
 
 _PROPERTY = re.compile(r"default=(True|False) type=(str|int|bool|vm|label) (.*)", re.DOTALL)
 _DEFAULT = re.compile(r"type=(str|int|bool|vm|label) (.*)", re.DOTALL)

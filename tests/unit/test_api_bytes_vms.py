@@ -34,8 +34,15 @@ NO_FEATURE = error("QubesFeatureNotFoundError", "FeatureNotFoundError", "work ha
 FEATURE_NAME = protocol("the name of a feature holds letters, digits and . _ - only, at most 255 of them")
 FEATURE_VALUE = protocol("the value of a feature must be printable ASCII of at most 65536 characters")
 GUARDED = denied("feature 'preload-dispvm' is kept by the system and cannot be changed by hand")
-TAG_NAME = protocol("a tag holds letters, digits, _ and - only, at most 255 of them")
-LABEL_NAME = refused("'p%%nk' cannot be the name of a label: use letters, digits and . _ -, at most 64 of them")
+TAG_NAME = error(
+    "QubesInvalidTagError", "TagRefusedError", "a tag holds letters, digits, _ and - only, at most 255 of them"
+)
+LABEL_NAME = error(
+    "QubesInvalidLabelError",
+    "LabelRefusedError",
+    "'p%%nk' cannot be the name of a label: use letters, digits and . _ -, at most 64 of them",
+)
+COLOR = error("QubesInvalidLabelValueError", "ColorRefusedError", "'pink' is not a colour; write it as 0xRRGGBB")
 TWO_KINDS_OF_POOLS = protocol("the payload has 'pool=' and 'pool:VOLUME=', which exclude each other")
 
 
@@ -488,7 +495,7 @@ SETTINGS = (
         say("admin.label.Remove+pink dom0", no_label("pink")),
         say("admin.label.Remove+red dom0", protocol("label 'red' is built in and cannot be removed")),
         say("admin.label.Create+pink dom0", EXPECTED_PAYLOAD),
-        say("admin.label.Create+pink dom0", refused("'pink' is not a colour; write it as 0xRRGGBB"), b"pink"),
+        say("admin.label.Create+pink dom0", COLOR, b"pink"),
         say("admin.label.Create+p%nk dom0", LABEL_NAME, b"0x112233"),
         say(
             "admin.label.Create+red dom0",
@@ -726,7 +733,7 @@ POWER = (
         say(
             "admin.vm.Shutdown+ sys-net",
             in_use(
-                "sys-net was not shut down: work get their network from it; shut them down first, or add --force"
+                "sys-net was not shut down: it is the netvm of work; shut that down first, or add --force"
             ),
         ),
         say("admin.vm.Shutdown+force+wait sys-net", ok()),

@@ -12,7 +12,7 @@ from crannog.core.announcement import AgentState, AgentStatus, Announcement
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM
 from crannog.errors import StorageError
-from tests.fakes import Inside, build_inside, short_folder, template_and_app
+from tests.fakes import Inside, add_vm, build_inside, short_folder, template_and_app
 from tests.unit.api_world import ask, on_disk
 
 ANNOUNCED = Announcement("4.1", "Linux", qrexec=True, gui=True, default_user="anna")
@@ -201,6 +201,65 @@ async def test_updates_are_kept_with_the_vm_that_tells(inside: Inside) -> None:
     assert inside.registry.dom0.features == {"updates-available": "1"}
 
 
+async def test_updates_of_a_vm_with_a_root_of_its_own_are_its_own(inside: Inside) -> None:
+    add_vm(inside.registry, "StandaloneVM", "alone", mode="pvh")
+    for count, found in ((b"7", "1"), (b"0", "")):
+        assert await notify(inside, "NotifyUpdates", "alone", count) == b"0\0"
+        assert vm(inside, "alone").features == on_disk(inside).find_vm("alone").features == {"updates-available": found}
+    assert vm(inside, "debian").features == {}
+
+
+@pytest.mark.parametrize("name", ["work", "disp1"])
+async def test_updates_of_a_vm_from_a_template_are_kept_with_its_halted_template(inside: Inside, name: str) -> None:
+    work = vm(inside, "work")
+    inside.inventory.editor.set_property(work, "template_for_dispvms", "True")
+    add_vm(inside.registry, "DispVM", "disp1", work)
+    assert await notify(inside, "NotifyUpdates", name, b"4") == b"0\0"
+    assert vm(inside, "debian").features == on_disk(inside).find_vm("debian").features == {"updates-available": "1"}
+    assert (work.features, vm(inside, "disp1").features) == ({}, {})
+
+
+@pytest.mark.parametrize("name", ["work", "disp1"])
+@pytest.mark.parametrize("known", [{}, {"updates-available": "1"}])
+async def test_a_vm_from_a_template_that_finds_no_updates_says_nothing_of_its_template(
+    inside: Inside, name: str, known: dict[str, str]
+) -> None:
+    """It may run from an older root than the template has, or have looked before the template did."""
+    work = vm(inside, "work")
+    inside.inventory.editor.set_property(work, "template_for_dispvms", "True")
+    add_vm(inside.registry, "DispVM", "disp1", work)
+    inside.inventory.editor.set_features(vm(inside, "debian"), known)
+    assert await notify(inside, "NotifyUpdates", name, b"0") == b"0\0"
+    assert [vm(inside, each).features for each in ("debian", "work", "disp1")] == [known, {}, {}]
+
+
+async def test_a_template_that_runs_speaks_for_itself(inside: Inside) -> None:
+    debian, work = vm(inside, "debian"), vm(inside, "work")
+    await inside.pool.create(tuple(debian.volumes.values()))
+    await inside.inventory.power.start(debian, StartRequest(wait=False))
+    for pause in (False, True):
+        if pause:
+            await inside.inventory.power.pause(debian)
+        assert await notify(inside, "NotifyUpdates", "work", b"4") == b"0\0"
+        assert (debian.features, work.features) == ({}, {})
+    assert await notify(inside, "NotifyUpdates", "debian", b"4") == b"0\0"
+    assert debian.features == {"updates-available": "1"}
+    await inside.inventory.power.kill(debian)
+
+
+async def test_a_dispvm_is_not_stopped_by_the_vm_that_it_started_from(inside: Inside) -> None:
+    """Updates are installed in the TemplateVM; whether the AppVM between runs does not matter."""
+    work = vm(inside, "work")
+    inside.inventory.editor.set_property(work, "template_for_dispvms", "True")
+    add_vm(inside.registry, "DispVM", "disp1", work)
+    for each in inside.registry.local_vms():
+        await inside.pool.create(tuple(each.volumes.values()))
+    await inside.inventory.power.start(work, StartRequest(wait=False))
+    assert await notify(inside, "NotifyUpdates", "disp1", b"4") == b"0\0"
+    assert (vm(inside, "debian").features, work.features) == ({"updates-available": "1"}, {})
+    await inside.inventory.power.kill(work)
+
+
 async def test_known_news_are_not_saved_again(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_registry: object) -> None:
         raise StorageError("no space")
@@ -208,6 +267,7 @@ async def test_known_news_are_not_saved_again(inside: Inside, monkeypatch: pytes
     assert await notify(inside, "NotifyUpdates", "debian", b"5") == b"0\0"
     monkeypatch.setattr(inside.store, "save", refuse)
     assert await notify(inside, "NotifyUpdates", "debian", b"6") == b"0\0"
+    assert await notify(inside, "NotifyUpdates", "work", b"7") == b"0\0"
     assert await notify(inside, "NotifyUpdates", "work", b"0") == b"0\0"
     assert await notify(inside, "NotifyUpdates", "debian", b"0") == b"2\0StoragePoolException\0StorageError\0no space\0"
     assert vm(inside, "debian").features == {"updates-available": "1"}

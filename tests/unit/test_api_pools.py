@@ -18,6 +18,7 @@ from crannog.core.pools import PoolConfig
 from crannog.errors import (
     CrannogError,
     DeniedError,
+    NotFoundError,
     NotYetError,
     PoolInUseError,
     ProtocolError,
@@ -157,6 +158,18 @@ async def test_a_new_pool(inside: Inside, told: Told, tmp_path: Path) -> None:
     assert f'<pool name="big" driver="qcow2" dir_path="{folder}" revisions_to_keep="3"/>'.encode() in saved(inside)
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+async def test_the_last_line_of_a_new_pools_options_need_not_end(inside: Inside, end: str) -> None:
+    assert await call(inside, "admin.pool.Add", "qcow2", f"name=big\nrevisions_to_keep=3{end}") == ""
+    assert "\nname=big\nrevisions_to_keep=3\n" in await call(inside, "admin.pool.Info", "big")
+
+
+async def test_a_driver_that_there_is_not(inside: Inside) -> None:
+    words = r"^there is no driver 'lvm_thin' for pools \(there: linux-kernel, qcow2\)$"
+    with pytest.raises(NotFoundError, match=words):
+        await call(inside, "admin.pool.Add", "lvm_thin", "name=x\n")
+
+
 async def test_a_new_pool_is_served_at_once_and_after_a_restart(inside: Inside, tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     await call(inside, "admin.pool.Add", "qcow2", f"name=big\ndir_path={folder}\nrevisions_to_keep=3\n")
@@ -196,9 +209,8 @@ async def test_a_pool_whose_disk_is_not_there(inside: Inside, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("driver", "payload", "kind"),
     [
-        ("lvm_thin", "name=x\n", DeniedError),
+        ("lvm_thin", "name=x\n", NotFoundError),
         ("linux-kernel", "name=x\n", ValueRefusedError),
-        ("qcow2", "name=x", ProtocolError),
         ("qcow2", "\n", ProtocolError),
         ("qcow2", "name=x\n\n", ProtocolError),
         ("qcow2", "name\n", ProtocolError),

@@ -7,7 +7,7 @@ from crannog.core.kinds import MAX_TEXT
 from crannog.core.registry import Registry
 from crannog.core.tags import check_tag, check_tag_is_free, creation_tags, following_tags
 from crannog.core.vms import QubeBase
-from crannog.errors import DeniedError, FeatureNotFoundError, ProtocolError
+from crannog.errors import DeniedError, FeatureNotFoundError, ProtocolError, TagRefusedError
 from tests.fakes import add_vm, new_registry, template_and_app
 
 LOOKUPS = {
@@ -143,7 +143,7 @@ def test_tags(tag: str) -> None:
 
 @pytest.mark.parametrize("tag", ["", "a b", "a.b", "a:b", "@tag", "caf\u00e9", "a\n", "x" * 256])
 def test_what_is_no_tag(tag: str) -> None:
-    with pytest.raises(ProtocolError, match="a tag holds letters, digits, _ and - only"):
+    with pytest.raises(TagRefusedError, match="a tag holds letters, digits, _ and - only"):
         check_tag(tag)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from crannog.core.labels import BUILT_IN, BUILT_IN_NAMES, Label, check_label_name, new_label, parse_color
 from crannog.core.registry import Registry
-from crannog.errors import CrannogError, LabelExistsError, LabelNotFoundError, ValueRefusedError
+from crannog.errors import ColorRefusedError, CrannogError, LabelExistsError, LabelNotFoundError, LabelRefusedError
 
 SPECIFIED = """
     1 red 0xcc0000, 2 orange 0xf57900, 3 yellow 0xedd400, 4 green 0x73d216, 5 gray 0x555555, 6 blue 0x3465a4,
@@ -42,7 +42,7 @@ def test_colours(text: str, color: str) -> None:
     "text", ["", "ff00ff", "0xff00f", "0xff00ff0", "0xgg0000", "#0xff00ff", "##ff00ff", "red", "0xff00ff\n", "x" * 9999]
 )
 def test_what_is_no_colour(text: str) -> None:
-    with pytest.raises(ValueRefusedError, match="is not a colour; write it as 0xRRGGBB") as caught:
+    with pytest.raises(ColorRefusedError, match="is not a colour; write it as 0xRRGGBB") as caught:
         parse_color(text)
     assert len(str(caught.value)) < 100
 
@@ -51,7 +51,7 @@ def test_what_is_no_colour(text: str) -> None:
 def test_any_text_is_a_colour_or_refused(text: str) -> None:
     try:
         color = parse_color(text)
-    except ValueRefusedError:
+    except ColorRefusedError:
         return
     assert int(color, 16) < 2**24
     assert parse_color(color) == color
@@ -64,7 +64,7 @@ def test_names_of_labels(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "_a", "a b", "a/b", "a\n", "caf\u00e9", "x" * 65])
 def test_names_that_no_label_has(name: str) -> None:
-    with pytest.raises(ValueRefusedError, match="cannot be the name of a label"):
+    with pytest.raises(LabelRefusedError, match="cannot be the name of a label"):
         check_label_name(name)
 
 
@@ -88,8 +88,8 @@ def test_numbers_start_at_nine_also_where_a_file_lacks_built_in_labels() -> None
     [
         ("red", "0xff00ff", LabelExistsError),
         ("custom-9", "0xff00ff", LabelExistsError),
-        ("", "0xff00ff", ValueRefusedError),
-        ("pink", "pink", ValueRefusedError),
+        ("", "0xff00ff", LabelRefusedError),
+        ("pink", "pink", ColorRefusedError),
     ],
 )
 def test_labels_that_are_refused(name: str, color: str, kind: type[CrannogError]) -> None:

@@ -38,6 +38,7 @@ def test_good_names(name: str) -> None:
         ("Domain-0", "reserved"),
         ("dom0", "reserved"),
         ("none", "reserved"),
+        ("None", "reserved"),
         ("default", "reserved"),
         ("work-dm", "device models"),
     ],
@@ -62,7 +63,7 @@ def test_what_is_accepted_keeps_every_rule(name: str) -> None:
         and name[0] in FIRST
         and set(name) <= set(OTHER)
         and not name.endswith("-dm")
-        and name not in ("Domain-0", "dom0", "none", "default")
+        and name not in ("Domain-0", "dom0", "none", "None", "default")
     )
     assert is_accepted(name) is keeps_rules
 

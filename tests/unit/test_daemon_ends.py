@@ -14,6 +14,7 @@ from crannog.core.volumes import Volume
 from crannog.daemon.adoption import Adoption
 from crannog.editing.population import NewVM
 from crannog.errors import (
+    CrannogError,
     HypervisorError,
     InUseError,
     ShutdownTimeoutError,
@@ -86,7 +87,8 @@ async def test_a_shutdown_of_a_netvm_in_use(life: Life) -> None:
     editor.set_property(life.work, "netvm", "debian")
     await life.run(net)
     await life.run()
-    with pytest.raises(InUseError, match="debian was not shut down: work get") as caught:
+    words = "^debian was not shut down: it is the netvm of work; shut that down first, or add --force$"
+    with pytest.raises(InUseError, match=words) as caught:
         await life.power.shutdown(net, force=False, wait=True)
     assert life.told == [
         "debian domain-pre-shutdown force=False",
@@ -434,6 +436,60 @@ async def test_a_disposable_that_ends_in_the_last_moment_of_its_start(
     await life.settle()
     assert life.told[-5:] == ["disp1 domain-stopped", "disp1 domain-shutdown", *REMOVED]
     await life.is_gone()
+
+
+@pytest.mark.parametrize(("part", "method", "is_spawned"), [("pool", "start", False), ("hypervisor", "resume", True)])
+async def test_a_disposable_whose_start_fails_is_removed(
+    life: Life,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    part: str,
+    method: str,
+    *,
+    is_spawned: bool,
+) -> None:
+    vm = await make_disposable(life, auto_cleanup=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(life.inside, part), method, failing(HypervisorError("not now")))
+        with pytest.raises(CrannogError, match="not now"):
+            await life.power.start(vm, QUIETLY)
+        await life.settle()
+    ended = ["disp1 domain-stopped", "disp1 domain-shutdown"]
+    assert [line for line in life.told if line in ended] == (ended if is_spawned else [])
+    assert life.told[-4].startswith("disp1 domain-start-failed reason=")
+    assert life.told[-3:] == REMOVED
+    assert life.inside.registry.by_name("disp1") is None
+    assert life.inside.reloaded().by_name("disp1") is None
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    await life.is_gone()
+
+
+async def test_a_disposable_that_is_killed_while_it_starts_is_removed(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await make_disposable(life, auto_cleanup=True)
+    gate = Gate(life.inside.hypervisor.create_paused)
+    monkeypatch.setattr(life.inside.hypervisor, "create_paused", gate)
+    starting = begin(life.power.start(vm, QUIETLY))
+    await gate.reached.wait()
+    await soon(life.power.kill(vm))
+    with pytest.raises(StartError, match="disp1 was killed while it started"):
+        await starting
+    await life.settle()
+    assert life.told[-3:] == REMOVED
+    await life.is_gone()
+
+
+@pytest.mark.parametrize("name", ["disp1", "work"])
+async def test_other_vms_stay_when_their_start_fails(life: Life, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    await make_disposable(life, auto_cleanup=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(life.inside.hypervisor, "resume", failing(HypervisorError("not now")))
+        with pytest.raises(StartError, match="not now"):
+            await life.power.start(life.vm(name), QUIETLY)
+        await life.settle()
+    assert life.told[-1].startswith(f"{name} domain-start-failed reason=")
+    assert life.vm(name).power_state == "Halted"
 
 
 async def test_other_vms_stay(life: Life) -> None:

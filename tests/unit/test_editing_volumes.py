@@ -8,7 +8,7 @@ import pytest
 from crannog.core.vms import LocalVM
 from crannog.editing.hold import check_free, hold_all
 from crannog.editing.tokens import MAX_AGE, MAX_TOKENS, Tokens
-from crannog.errors import NotFoundError, StateError, VMNotFoundError, VMNotHaltedError
+from crannog.errors import StateError, TokenNotFoundError, VMNotFoundError, VMNotHaltedError
 from tests.fakes import Inside, add_vm, build_inside, new_registry
 
 
@@ -18,7 +18,7 @@ def test_a_token_stands_for_what_it_was_made_for_once() -> None:
     assert len(set(made)) == 3
     assert (tokens.take(made[1]).uuid, tokens.take(made[0]).volume) == ("uuid-1", "root")
     for text in (made[1], "", "x" * 32, made[2].upper() + "x"):
-        with pytest.raises(NotFoundError, match="no such token"):
+        with pytest.raises(TokenNotFoundError, match="no such token"):
             tokens.take(text)
     assert tokens.take(made[2]).uuid == "uuid-2"
 
@@ -31,7 +31,7 @@ def test_old_tokens_are_void() -> None:
     second = tokens.make("b", "root")
     assert tokens.take(first).uuid == "a"
     now += MAX_AGE
-    with pytest.raises(NotFoundError):
+    with pytest.raises(TokenNotFoundError):
         tokens.take(second)
 
 
@@ -39,7 +39,7 @@ def test_there_are_never_too_many_tokens() -> None:
     tokens = Tokens()
     made = [tokens.make(str(number), "root") for number in range(MAX_TOKENS + 2)]
     for text in made[:2]:
-        with pytest.raises(NotFoundError):
+        with pytest.raises(TokenNotFoundError):
             tokens.take(text)
     assert [tokens.take(text).uuid for text in made[2:]] == [str(number) for number in range(2, MAX_TOKENS + 2)]
 

@@ -34,7 +34,15 @@ CLIENT_NAMES = {
     "DeviceAlreadyAssigned",
 }
 # Names that only servers know: clients show such an error as a QubesException.
-SERVER_NAMES = {"QubesLabelInUseError", "QubesVMAlreadyExistsError"}
+SERVER_NAMES = {
+    "QubesLabelInUseError",
+    "QubesVMAlreadyExistsError",
+    "QubesInvalidTagError",
+    "QubesInvalidLabelError",
+    "QubesInvalidLabelValueError",
+    "QubesVolumeRevisionNotFoundError",
+    "QubesVolumeCopyTokenNotFoundError",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,6 +72,11 @@ def test_every_error_is_in_the_drawn_tree_with_its_code(kind: type[CrannogError]
         ("QubesVMShutdownTimeoutError", errors.ShutdownTimeoutError),
         ("PermissionDenied", errors.DeniedError),
         ("QubesValueError", errors.ValueRefusedError),
+        ("QubesInvalidTagError", errors.TagRefusedError),
+        ("QubesInvalidLabelError", errors.LabelRefusedError),
+        ("QubesInvalidLabelValueError", errors.ColorRefusedError),
+        ("QubesVolumeRevisionNotFoundError", errors.RevisionNotFoundError),
+        ("QubesVolumeCopyTokenNotFoundError", errors.TokenNotFoundError),
         ("QubesException", CrannogError),
         ("SomethingNewer", CrannogError),
         ("", CrannogError),

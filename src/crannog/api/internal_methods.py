@@ -49,13 +49,15 @@ def notify_updates(call: Call) -> None:
 def _note_updates(call: Call, count: int) -> None:
     """Keep the feature where the updates are installed: in the VM itself, or, as a hint, in its halted template.
 
-    A template-based VM without updates says nothing of its template, and a running template speaks for itself.
+    A template-based VM without updates says nothing of its template, and a running template speaks for itself. What a
+    disposable starts from has a template in turn: that one it is.
     """
-    vm, found = call.source, "1" if count else ""
-    if vm.is_template_based:
-        if vm.template is None or not found or vm.template.power_state != "Halted":
-            return
+    found = "1" if count else ""
+    vm: QubeBase | None = call.source
+    while vm is not None and vm.is_template_based:
         vm = vm.template
+    if vm is None or (vm is not call.source and (not found or vm.power_state != "Halted")):
+        return
     if vm.features.get("updates-available", "") != found:
         call.backend.editor.set_features(vm, {"updates-available": found})
 
