@@ -35,6 +35,7 @@ from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
 from crannog.errors import HypervisorError
+from crannog.hostfacts import HostMemory
 from crannog.ports.hypervisor import Hypervisor, StateListener
 from crannog.ports.storage import Pool
 
@@ -52,6 +53,7 @@ class FakeHypervisor:
         self.specs: list[DomainSpec] = []
         self.failing: set[str] = set()
         self.has_hvm = True
+        self.is_shared = False
         self._listener: StateListener = lambda _uuid, _state: None
 
     def _fail_if_asked(self, method: str) -> None:
@@ -150,6 +152,21 @@ class FakeAgents:
         return False
 
 
+class FakeMemory(HostMemory):
+    """A host with much memory, unless a test says otherwise; `used` is what VMs have of it by now."""
+
+    def __init__(self) -> None:
+        super().__init__("/nowhere")
+        self.free = 2**20
+        self.used: dict[str, int] = {}
+
+    def available(self) -> int:
+        return self.free
+
+    def resident(self, uuids: frozenset[str]) -> dict[str, int]:
+        return {uuid: mib for uuid, mib in self.used.items() if uuid in uuids}
+
+
 @dataclass
 class Inside:
     """A daemon without its process: everything real but the hypervisor and the agents."""
@@ -161,6 +178,7 @@ class Inside:
     agents: FakeAgents
     machines: Machines
     registry: Registry
+    host_memory: FakeMemory = field(default_factory=FakeMemory)
     lifecycle: Lifecycle = field(init=False)
     inventory: Inventory = field(init=False)
 
@@ -168,10 +186,13 @@ class Inside:
         kernels = KernelPool(self.paths.kernels)
         pools: dict[str, Pool] = {DEFAULT_POOL: self.pool}
         host_devices = SysfsDevices(f"{self.paths.home}/sys")
-        world = World(self.paths, self.store, self.hypervisor, self.agents, pools, kernels, host_devices)
+        world = World(
+            self.paths, self.store, self.hypervisor, self.agents, pools, kernels, host_devices, self.host_memory
+        )
         self.hypervisor.listen(self.machines.change)
         self.inventory = Inventory(world, self.registry, self.machines)
         self.lifecycle = self.inventory.lifecycle
+        self.lifecycle.grace = 10  # so that a slow machine makes no other outcome
 
     def reloaded(self) -> Registry:
         """Return the registry that the file on disk holds now."""

@@ -51,6 +51,7 @@ class Paths:
         self.pools = self.home + "/pools"
         self.kernels = self.pools + "/linux-kernel"
         self.pid_files = self.home + "/vmm/run/qemu"
+        self.overrides = self.home + "/vmm-overrides/by-name"
         self.logs = self.home + "/log"
         self.daemon_log = self.logs + "/crannogd.log"
         # Sockets are used under the home's short path; everything else under its own.

@@ -31,7 +31,8 @@ The tree::
     |  |- VMNotPausedError          5
     |  `- VMNotSuspendedError       5
     |- StartError                   6   a VM could not be started; it is halted again
-    |  `- AgentTimeoutError         7   its agent did not answer in time
+    |  |- AgentTimeoutError         7   its agent did not answer in time
+    |  `- MemoryRefusedError        6   the host has not enough free memory for it
     |- ShutdownTimeoutError         8
     |- StorageError                 9   a volume, a pool or the store's file
     |- HypervisorError             10   libvirt or QEMU
@@ -231,6 +232,12 @@ class AgentTimeoutError(StartError):
     """The guest agent did not answer in time."""
 
     exit_code = 7
+
+
+class MemoryRefusedError(StartError):
+    """The host has not enough free memory for the VM."""
+
+    wire_name = "QubesMemoryError"
 
 
 class ShutdownTimeoutError(CrannogError):

@@ -1,6 +1,7 @@
 """A daemon's inside whose VMs start and end, and what it told of them meanwhile."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from crannog.core.events import Event
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM
 from crannog.daemon.news import News
-from tests.fakes import DomainInfo, DomainState, Inside, build_inside, short_folder, template_and_app
+from tests.fakes import DomainInfo, DomainState, Inside, add_vm, build_inside, short_folder, template_and_app
 from tests.unit.api_world import PATIENCE, until
 
 READY = AgentStatus(AgentState.READY, Announcement("1", "Linux", qrexec=True, gui=False, default_user=""))
@@ -62,6 +63,22 @@ class Life:
         assert isinstance(vm, LocalVM)
         return vm
 
+    async def add(self, *names: str) -> list[LocalVM]:
+        """Add VMs with volumes of their own; each gets its network from the next, the last one has none."""
+        registry = self.inside.registry
+        vms = [add_vm(registry, "StandaloneVM", name) for name in names]
+        for vm in vms:
+            await self.inside.pool.create(tuple(vm.volumes.values()))
+        for vm, netvm in itertools.pairwise(vms):
+            netvm.set("provides_network", True)
+            vm.set("netvm", netvm)
+        self.files = self.all_files()
+        return vms
+
+    def told_of(self, vm: str) -> list[str]:
+        """Return the names of the events of one VM."""
+        return [line.split()[1] for line in self.told if line.startswith(f"{vm} ")]
+
     def all_files(self) -> list[Path]:
         return sorted(Path(self.inside.pool.folder).rglob("*"))
 
@@ -92,7 +109,9 @@ class Life:
         assert {vm.power_state for vm in inside.registry.local_vms()} == {"Halted"}
         assert (inside.hypervisor.domain_states, inside.agents.running) == ({}, set())
         assert (inside.machines.active(), inside.lifecycle.steps.starting) == (frozenset(), {})
-        assert (inside.lifecycle._starts, inside.lifecycle._shutdowns, self.news._cleanups) == ({}, {}, {})
+        lifecycle = inside.lifecycle
+        assert (lifecycle._starts, lifecycle.shutdowns._going, self.news._cleanups) == ({}, {}, {})
+        assert (lifecycle.steps._endings, lifecycle.ledger._promises) == ({}, {})
         assert (self.news.ours, self.news._chores, inside.machines._waiting) == (set(), set(), {})
         assert self.all_files() == self.files
         assert self.problems == []

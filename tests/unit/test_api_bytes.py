@@ -117,6 +117,7 @@ async def test_the_other_sockets_serve_no_public_method(socket: str) -> None:
 async def test_a_hypervisor_that_fails() -> None:
     message = "work was not started: create_paused failed on purpose"
     async with bytes_world() as world:
+        await world.have(say("admin.vm.property.Set+netvm work", ok(), b""))
         world.inside.hypervisor.failing = {"create_paused"}
         await world.have(say("admin.vm.Start+ work", error("QubesException", "HypervisorError", message)))
 
@@ -286,6 +287,7 @@ async def test_statistics(vm: str) -> None:
         memory_with_swap_used="409600", cpu_time="5000", cpu_usage="0", online_vcpus="2",
     )  # fmt: skip
     async with bytes_world() as world:
+        await world.have(say("admin.vm.property.Set+netvm work", ok(), b""))
         await world.have(say("admin.vm.Start+ work", ok()))
         with await world.follow(f"admin.vm.Stats+ dom0 name {vm}\0".encode()) as client:
             await read_told(client, (stats,))

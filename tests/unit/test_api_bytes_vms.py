@@ -328,6 +328,7 @@ PROPERTIES = (
     ),
     talk(
         "values of a VM that runs",
+        say("admin.vm.property.Set+netvm work", ok(), b""),
         say("admin.vm.Start+ work", ok()),
         say("admin.vm.property.Get+xid work", ok("default=True type=int 1")),
         say("admin.vm.property.Set+name work", runs("get another name"), b"desk"),
@@ -658,6 +659,7 @@ COMING_AND_GOING = (
 POWER = (
     talk(
         "a life",
+        say("admin.vm.property.Set+netvm work", ok(), b""),
         say("admin.vm.CurrentState+ dom0", ok("mem=0 mem_static_max=0 cputime=0 power_state=Running")),
         say("admin.vm.CurrentState+ work", ok("mem=0 mem_static_max=0 cputime=0 power_state=Halted")),
         say("admin.vm.Start+ work", ok()),
@@ -680,8 +682,8 @@ POWER = (
         say(
             "crannog.vm.Start+nowait work",
             ok(
-                "<SECONDS>\tvolume ready\n<SECONDS>\tvolume ready\n<SECONDS>\tRPC process started\n"
-                "<SECONDS>\tdomain created, paused\n<SECONDS>\trunning\n"
+                "<SECONDS>\tvolume ready\n<SECONDS>\tvolume ready\n<SECONDS>\tmemory reserved\n"
+                "<SECONDS>\tRPC process started\n<SECONDS>\tdomain created, paused\n<SECONDS>\trunning\n"
             ),
         ),
         say("admin.vm.Kill+ work", ok()),

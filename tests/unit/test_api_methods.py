@@ -349,7 +349,7 @@ async def test_a_failed_start_leaves_a_halted_vm(inside: Inside, failing: str) -
 async def test_a_dry_run_does_nothing(inside: Inside) -> None:
     lines = (await call(inside, "crannog.vm.Start", "work", "dry-run+wait")).splitlines()
     assert lines[-1] == "wait up to 60 s for the agent"
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert "state=Halted" in await call(inside, "admin.vm.List", "work")
     assert inside.hypervisor.specs == []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from crannog.cli import qvm_pause, qvm_start, qvm_stop
+from crannog.cli import qvm_pause, qvm_start, qvm_stop, shutdowns
 from crannog.errors import (
     HypervisorError,
     InUseError,
@@ -20,7 +20,7 @@ from tests.unit.cli_world import Asked, FakeDaemon, Reply, Tool, listing, servin
 
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
-    monkeypatch.setattr(qvm_stop, "PAUSE", 0.001)
+    monkeypatch.setattr(shutdowns, "PAUSE", 0.001)
     with serving(monkeypatch) as daemon:
         yield daemon
 
@@ -72,6 +72,7 @@ class World:
             "admin.vm.Shutdown": self._shutdown,
             "admin.vm.Kill": self._kill,
             "admin.vm.List": lambda _: listing(*(f"{vm} AppVM Running" for vm in self.running)),
+            "crannog.vm.Table": lambda _: "".join(f"{vm}\tRunning\t{needs.get(vm, '')}\n" for vm in self.running),
         }
 
     def _shutdown(self, asked: Asked) -> Reply:
@@ -100,16 +101,72 @@ def test_those_that_others_need_are_asked_when_the_others_are_halted(daemon: Fak
     world = World(daemon, CHAIN)
     assert shutdown.ok("--wait", "net", "fw", "mail", "bank") == ""
     assert not world.running
-    asked = [item.vm for item in daemon.asked if item.method == "admin.vm.Shutdown" and not item.argument]
-    assert asked == ["net", "fw", "mail", "bank", "net", "fw", "net"]
+    asked = [item.vm for item in daemon.asked if item.method == "admin.vm.Shutdown"]
+    assert asked == ["mail", "bank", "fw", "net"]
 
 
-def test_all_of_a_round_are_asked_before_one_is_waited_for(daemon: FakeDaemon, shutdown: Tool) -> None:
+def test_each_is_asked_once_and_all_that_nobody_needs_at_once(
+    daemon: FakeDaemon, shutdown: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are asked before an answer of one is taken."""
     World(daemon, {}, "a", "b")
+    going: list[int] = []
+    take_answers = shutdowns.Shutdowns._take_answers
+
+    def note(self: shutdowns.Shutdowns) -> None:
+        going.append(len(self._going))
+        take_answers(self)
+
+    monkeypatch.setattr(shutdowns.Shutdowns, "_take_answers", note)
     shutdown.ok("--all", "--wait")
-    assert daemon.heard[1:] == [
-        "admin.vm.Shutdown a", "admin.vm.Shutdown b", "admin.vm.Shutdown+wait a", "admin.vm.Shutdown+wait b",
-    ]  # fmt: skip
+    assert going[0] == 2
+    assert daemon.heard[2:] == ["admin.vm.Shutdown+wait a", "admin.vm.Shutdown+wait b"]
+
+
+def test_what_is_needed_is_asked_as_soon_as_its_own_users_are_gone(daemon: FakeDaemon, shutdown: Tool) -> None:
+    """Two chains: a VM that takes its time holds up nobody who has nothing to do with it."""
+    world = World(daemon, {"slow": "net", "quick": "other", "other": "far"})
+    world.stubborn.add("slow")
+    code, _, err = shutdown.run("--all", "--wait", "--timeout", "1")
+    assert (code, err) == (0, "qvm-shutdown: slow did not shut down within 1 s and was killed\n")
+    asked = [str(item) for item in daemon.asked if item.method in ("admin.vm.Shutdown", "admin.vm.Kill")]
+    order = list(dict.fromkeys(word.split()[-1] for word in asked))
+    assert order == ["slow", "quick", "other", "far", "net"]
+    assert asked.index("admin.vm.Shutdown+wait far") < asked.index("admin.vm.Kill slow")
+
+
+def test_one_that_the_daemon_gives_up_on_is_asked_again_until_the_time_is_over(
+    daemon: FakeDaemon, shutdown: Tool
+) -> None:
+    """A VM's shutdown_timeout may be shorter than --timeout."""
+    world = World(daemon, {}, "a")
+    answers: list[Reply] = [ShutdownTimeoutError("a did not shut down"), VMNotRunningError("a is Halted")]
+    daemon.answers["admin.vm.Shutdown"] = lambda _: answers.pop(0)
+    assert shutdown.ok("--wait", "--timeout", "60", "a") == ""
+    assert not answers
+    assert list(world.running) == ["a"]
+
+
+def test_one_that_halts_by_itself_before_it_is_asked_is_no_failure(daemon: FakeDaemon, shutdown: Tool) -> None:
+    World(daemon, {}, "a")
+    daemon.answers["admin.vm.Shutdown"] = VMNotRunningError("a is Halted")
+    assert shutdown.ok("--all", "--wait") == ""
+
+
+def test_force_asks_all_at_once(daemon: FakeDaemon, shutdown: Tool) -> None:
+    world = World(daemon, CHAIN)
+    shutdown.ok("--wait", "--force", "net", "fw", "mail")
+    asked = [str(item) for item in daemon.asked if item.method == "admin.vm.Shutdown"]
+    assert asked == [f"admin.vm.Shutdown+force+wait {vm}" for vm in ("net", "fw", "mail")]
+    assert list(world.running) == ["bank"]
+
+
+def test_a_daemon_that_breaks_off_is_told_of_for_each(daemon: FakeDaemon, shutdown: Tool) -> None:
+    World(daemon, {}, "a", "b")
+    answer = daemon._answer
+    daemon._answer = lambda request: b"" if b"Shutdown" in request else answer(request)  # type: ignore[method-assign]
+    code, _, err = shutdown.run("--wait", "a", "b")
+    assert (code, err.count("crannogd gave no answer to admin.vm.Shutdown")) == (11, 2)
 
 
 def test_one_that_is_needed_by_somebody_else_is_told_at_the_end(daemon: FakeDaemon, shutdown: Tool) -> None:
@@ -173,7 +230,7 @@ def test_the_first_failure_counts_and_all_are_told(daemon: FakeDaemon, shutdown:
     World(daemon, {"mail": "net"})
     code, _, err = shutdown.run("gone", "net", "dom0", "mail")
     assert code == 5
-    assert [line.split(": ")[1].split(" ")[0] for line in err.splitlines()] == ["gone", "dom0", "net"]
+    assert [line.split(": ")[1].split(" ")[0] for line in err.splitlines()] == ["gone", "net", "dom0"]
 
 
 def test_a_dry_run_asks_nobody(daemon: FakeDaemon, shutdown: Tool) -> None:
@@ -255,7 +312,7 @@ def test_starting(daemon: FakeDaemon, start: Tool, tmp_path: Path) -> None:
     image.touch()
     daemon.answers["crannog.vm.Start"] = "0.5\tdisks\n1.5\tguest\n"
     assert start.ok("--cdrom", f"dom0:{image}", "--no-wait", "a") == ""
-    assert daemon.heard == [f"crannog.vm.Start+nowait a {image}"]
+    assert daemon.heard == [f"crannog.vm.Start+nowait a cdrom:{image}"]
     assert start.ok("-v", "--wait", "a").split() == [
         "a:", "500", "ms", "disks", "a:", "1500", "ms", "guest", "a:", "2000", "ms", "in", "all",
     ]  # fmt: skip
@@ -267,12 +324,52 @@ def test_starting(daemon: FakeDaemon, start: Tool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "drive"),
+    [
+        ("--cdrom {}", "cdrom:{}"),
+        ("--hddisk dom0:{}", "hd:{}"),
+        ("--drive hd:{}", "hd:{}"),
+        ("--drive cdrom:dom0:{}", "cdrom:{}"),
+        ("--cdrom image", "cdrom:{}"),
+        ("--drive hd:image", "hd:{}"),
+    ],
+)
+def test_drives(
+    words: str, drive: str, daemon: FakeDaemon, start: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.touch()
+    monkeypatch.chdir(tmp_path)
+    start.ok(*words.format(image).split(), "a")
+    assert daemon.heard == [f"crannog.vm.Start a {drive.format(image)}"]
+
+
+def test_devices_are_for_root(daemon: FakeDaemon, start: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    start.ok("--hddisk", "/dev/null", "--allow-device", "a")
+    assert daemon.heard == ["crannog.vm.Start+allow-device a hd:/dev/null"]
+    assert "is not a file" in start.fails(2, "--hddisk", "/nope", "--allow-device", "a")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert "--allow-device is for root" in start.fails(2, "--hddisk", "/dev/null", "--allow-device", "a")
+    assert len(daemon.asked) == 1
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ("", "name the VMs to start, or say --all"),
         ("--wait --no-wait a", "exclude each other"),
         ("--all --cdrom /etc/passwd", "--cdrom is for VMs that are named"),
-        ("--cdrom /nope a", "the CD image /nope is not a file"),
+        ("--all --drive hd:/etc/passwd", "--drive is for VMs that are named"),
+        ("--cdrom /nope a", "the image /nope is not a file"),
+        ("--hddisk /dev/null a", "the image /dev/null is not a file"),
+        ("--hddisk /etc a", "the image /etc is not a file"),
+        ("--cdrom /etc/passwd --hddisk /etc/passwd a", "--cdrom and --hddisk exclude each other"),
+        ("--hddisk /etc/passwd --drive hd:/etc/passwd a", "--hddisk and --drive exclude each other"),
+        ("--drive /etc/passwd a", "--drive takes cdrom:IMAGE or hd:IMAGE, not '/etc/passwd'"),
+        ("--drive floppy:/etc/passwd a", "--drive takes cdrom:IMAGE or hd:IMAGE"),
+        ("--drive hd:work:/etc/passwd a", "'work:/etc/passwd' is not on this host"),
+        ("--cdrom sys-usb:sda a", "'sys-usb:sda' is not on this host"),
     ],
 )
 def test_wrong_uses_of_start(words: str, sentence: str, start: Tool, daemon: FakeDaemon) -> None:

@@ -4,12 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc
-from crannog.core.startup import AGENT_CHANNEL, StartRequest, plan_start
+from crannog.core.clock import Basis, Clock
+from crannog.core.domain import DomainSpec
+from crannog.core.drives import Drive, DriveFile, DriveKind, FileKind, absent_file
+from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, ReserveMemory, Resume, StartRpc
+from crannog.core.specification import AGENT_CHANNEL
+from crannog.core.startup import StartRequest, plan_start
 from crannog.core.vms import LocalVM
-from crannog.errors import StartError, StorageError, VMNotHaltedError
+from crannog.errors import HypervisorError, StartError, StorageError, VMNotHaltedError
 from tests.fakes import Boot, Channel, Disk, HostCapabilities, add_vm, halted_facts, new_registry, template_and_app
 
+XEN = HostCapabilities("xen", has_hvm=True, emulator="/qemu", kind="xen", loader="/hvmloader")
+CDROM, HD = Drive(DriveKind.CDROM, "/srv/i"), Drive(DriveKind.HD, "/srv/i")
 NO_HVM = HostCapabilities("tcg", has_hvm=False, emulator="/usr/bin/qemu-system-x86_64")
 STATES = ["Running", "Paused", "Transient", "Halting", "Dying", "Crashed", "Suspended"]
 
@@ -27,7 +33,9 @@ def test_plan_of_a_pv_appvm() -> None:
     template, app = template_and_app(registry, "pv")
     app.set("memory", 640)
     plan = plan_start(app, StartRequest(), halted_facts())
-    assert [type(step) for step in plan] == [PrepareVolume, PrepareVolume, StartRpc, CreatePaused, Resume]
+    assert [type(step) for step in plan] == [
+        PrepareVolume, PrepareVolume, ReserveMemory, StartRpc, CreatePaused, Resume,
+    ]  # fmt: skip
     root, private = (step.volume for step in plan if isinstance(step, PrepareVolume))
     assert root.source == template.volumes["root"].vid
     assert private.source == ""
@@ -38,7 +46,9 @@ def test_plan_of_a_pv_appvm() -> None:
         True,
         True,
     )
-    assert spec.kernelopts.split()[-1] == "crannog.name=work"
+    assert spec.kernelopts.split() == [
+        *("root=/dev/vda", "rw", "console=ttyS0", "no_timer_check", "cryptomgr.notests", "quiet", "crannog.name=work"),
+    ]
     assert spec.channels == (Channel(AGENT_CHANNEL, "/run/channel.sock"),)
     assert spec.disks == (
         Disk(f"/pool/{root.vid}", "vda", "virtio", "qcow2"),
@@ -72,21 +82,157 @@ def test_an_hvm_that_knows_virtio_gets_virtio_disks() -> None:
     ]
 
 
+def image(path: str) -> DriveFile:
+    return DriveFile(f"/real{path}", FileKind.FILE)
+
+
+def spec_with(vm: LocalVM, request: StartRequest | None = None, **facts: object) -> DomainSpec:
+    return spec_of(plan_start(vm, request or StartRequest(), halted_facts(**facts))).spec
+
+
 @pytest.mark.parametrize(("virtio", "cdrom_target"), [("", "sdc"), ("1", "sda")])
-def test_plan_of_a_standalone_with_a_cdrom(virtio: str, cdrom_target: str) -> None:
+def test_an_hvm_boots_from_a_cdrom(virtio: str, cdrom_target: str) -> None:
     alone = add_vm(new_registry(), "StandaloneVM", "win", mode="hvm")
     alone.features["virtio-disk"] = virtio
-    plan = plan_start(alone, StartRequest(cdrom="/srv/install.iso"), halted_facts())
-    spec = spec_of(plan).spec
-    assert spec.boot is Boot.CDROM
-    assert spec.disks[-1] == Disk("/srv/install.iso", cdrom_target, "sata", "raw", "cdrom", is_readonly=True)
+    spec = spec_with(alone, StartRequest(drive=CDROM), drive_file=image)
+    assert spec.boot is Boot.DRIVE
+    last = Disk("/real/srv/i", cdrom_target, "sata", "raw", "cdrom", is_readonly=True, boots_first=True)
+    assert spec.disks[-1] == last
     assert len({disk.target for disk in spec.disks}) == len(spec.disks)
 
 
-def test_a_cdrom_is_for_hvms() -> None:
-    alone = add_vm(new_registry(), "StandaloneVM", "alone", mode="pvh")
-    with pytest.raises(StartError, match="hvm"):
-        plan_start(alone, StartRequest(cdrom="/srv/install.iso"), halted_facts())
+@pytest.mark.parametrize(("virtio", "target", "bus"), [("", "sdc", "sata"), ("1", "vdc", "virtio")])
+def test_an_hvm_boots_from_a_disk(virtio: str, target: str, bus: str) -> None:
+    alone = add_vm(new_registry(), "StandaloneVM", "win", mode="hvm")
+    alone.features["virtio-disk"] = virtio
+    spec = spec_with(alone, StartRequest(drive=HD), drive_file=image)
+    assert spec.boot is Boot.DRIVE
+    assert spec.disks[-1] == Disk("/real/srv/i", target, bus, "raw", boots_first=True)
+    assert [disk.boots_first for disk in spec.disks] == [False, False, True]
+
+
+@pytest.mark.parametrize(("drive", "is_readonly"), [(CDROM, True), (HD, False)])
+@pytest.mark.parametrize("mode", ["pv", "pvh"])
+def test_a_vm_with_a_kernel_from_the_host_gets_the_image_as_one_more_disk(
+    mode: str, drive: Drive, is_readonly: bool
+) -> None:
+    alone = add_vm(new_registry(), "StandaloneVM", "alone", mode=mode)
+    spec = spec_with(alone, StartRequest(drive=drive), drive_file=image)
+    assert spec.boot is Boot.KERNEL
+    assert spec.disks[-1] == Disk("/real/srv/i", "vdc", "virtio", "raw", is_readonly=is_readonly)
+
+
+def test_a_device_of_the_host_is_a_block_device() -> None:
+    alone = add_vm(new_registry(), "StandaloneVM", "alone")
+    request = StartRequest(drive=replace(HD, may_be_device=True))
+    spec = spec_with(alone, request, drive_file=lambda path: DriveFile(path, FileKind.DEVICE))
+    assert spec.disks[-1] == Disk("/srv/i", "vdc", "virtio", "raw", is_block=True)
+
+
+@pytest.mark.parametrize("file", [absent_file("/srv/i"), DriveFile("/srv/i", FileKind.DEVICE)])
+def test_an_image_that_will_not_do_is_refused(file: DriveFile) -> None:
+    alone = add_vm(new_registry(), "StandaloneVM", "alone")
+    with pytest.raises(StartError, match="alone cannot be started with the image /srv/i"):
+        plan_start(alone, StartRequest(drive=HD), halted_facts(drive_file=lambda _path: file))
+    with pytest.raises(StartError, match="there is no such file"):
+        plan_start(alone, StartRequest(drive=HD), halted_facts())
+
+
+@pytest.mark.parametrize(
+    ("mode", "drive", "targets"),
+    [
+        ("pvh", None, {"/pool": ["xvda", "xvdb"]}),
+        ("pvh", HD, {"/pool": ["xvda", "xvdb"], "/real": ["xvdc"]}),
+        ("hvm", CDROM, {"/pool": ["xvda", "xvdb"], "/real": ["xvdc"]}),
+        ("hvm", HD, {"/pool": ["xvdb", "xvdc"], "/real": ["xvda"]}),
+    ],
+)
+def test_disks_on_xen(mode: str, drive: Drive | None, targets: dict[str, list[str]]) -> None:
+    """Its firmware boots the first disk or the CD-ROM: a disk to boot from takes the first place."""
+    alone = add_vm(new_registry(), "StandaloneVM", "alone", mode=mode)
+    alone.features["virtio-disk"] = "1"
+    disks = spec_with(alone, StartRequest(drive=drive), drive_file=image, capabilities=XEN).disks
+    assert {disk.bus for disk in disks} == {"xen"}
+    for prefix, expected in targets.items():
+        assert [disk.target for disk in disks if disk.path.startswith(prefix)] == expected
+
+
+def test_a_kernel_on_xen_is_told_of_xens_disks_and_console() -> None:
+    words = spec_with(add_vm(new_registry(), "StandaloneVM", "alone"), capabilities=XEN).kernelopts.split()
+    assert words == ["root=/dev/xvda", "rw", "console=hvc0", "quiet", "crannog.name=alone"]
+
+
+def test_an_unknown_hypervisor_is_refused() -> None:
+    vm = add_vm(new_registry(), "StandaloneVM", "alone")
+    with pytest.raises(HypervisorError, match="the hypervisor 'bhyve' is not known; use one of qemu, xen"):
+        spec_with(vm, capabilities=replace(XEN, kind="bhyve"))
+
+
+def test_what_a_kernel_is_told() -> None:
+    template, app = template_and_app(new_registry())
+    template.features["boot-mode.kernelopts.rescue"] = "single"
+    app.set("kernelopts", "panic=1")
+    assert spec_with(app).kernelopts.split()[-3:] == ["quiet", "panic=1", "crannog.name=work"]
+    app.set("bootmode", "rescue")
+    assert spec_with(app).kernelopts.split()[-3:] == ["panic=1", "single", "crannog.name=work"]
+
+
+def test_in_debug_mode_the_kernel_says_what_it_does() -> None:
+    _, app = template_and_app(new_registry())
+    app.set("debug", True)
+    assert "quiet" not in spec_with(app).kernelopts.split()
+
+
+@pytest.mark.parametrize(
+    ("mode", "balanced", "chosen", "host", "maxmem"),
+    [
+        ("pvh", None, None, XEN, 4000),
+        ("pvh", "", None, XEN, 400),
+        ("pvh", None, 300, XEN, 400),
+        ("hvm", None, None, XEN, 400),
+        ("hvm", "1", None, XEN, 4000),
+        ("pvh", None, None, NO_HVM, 400),
+        ("pvh", None, 800, NO_HVM, 800),
+        ("pvh", "", 800, NO_HVM, 400),
+        ("pvh", None, 0, NO_HVM, 400),
+    ],
+)
+def test_memory_that_can_grow(
+    mode: str, balanced: str | None, chosen: int | None, host: HostCapabilities, maxmem: int
+) -> None:
+    """Who chose nothing gets a machine that starts quickly; on Xen room to grow costs nothing."""
+    vm = add_vm(new_registry(), "StandaloneVM", "alone", mode=mode)
+    if balanced is not None:
+        vm.features["service.meminfo-writer"] = balanced
+    if chosen is not None:
+        vm.set("maxmem", chosen)
+    spec = spec_with(vm, capabilities=replace(host, has_hvm=True))
+    assert (spec.memory, spec.maxmem, spec.can_grow) == (400, maxmem, maxmem > 400)
+
+
+def test_room_to_grow_that_was_chosen_for_the_template_counts() -> None:
+    template, app = template_and_app(new_registry())
+    template.set("maxmem", 900)
+    assert spec_with(app).maxmem == 900
+    step = spec_of(plan_start(app, StartRequest(), halted_facts()))
+    assert "pvh, 400 to 900 MiB" in step.describe()
+
+
+@pytest.mark.parametrize(("text", "clock"), [("localtime", Clock(Basis.LOCAL)), ("7200", Clock(offset=7200))])
+def test_the_clock(text: str, clock: Clock) -> None:
+    template, app = template_and_app(new_registry())
+    template.features["timezone"] = text
+    assert (spec_with(app).clock, spec_with(app).warnings) == (clock, ())
+    app.features["timezone"] = ""
+    assert spec_with(app).clock == Clock()
+
+
+def test_a_clock_that_is_not_understood_is_told_of_and_shows_utc() -> None:
+    _, app = template_and_app(new_registry())
+    app.features["timezone"] = "Mars"
+    step = spec_of(plan_start(app, StartRequest(), halted_facts()))
+    assert step.spec.clock == Clock()
+    assert "feature 'timezone' is 'mars'" in step.describe()
 
 
 def test_a_layer_is_as_large_as_its_template() -> None:
@@ -126,7 +272,7 @@ def test_when_the_agent_is_waited_for(announced: str | None, wait: bool | None, 
 def test_every_step_describes_itself() -> None:
     template, app = template_and_app(new_registry())
     lines = [step.describe() for step in plan_start(app, StartRequest(wait=True), halted_facts())]
-    assert len(set(lines)) == len(lines) == 6
+    assert len(set(lines)) == len(lines) == 7
     assert template.volumes["root"].vid in lines[0]
 
 

@@ -35,6 +35,7 @@ CLIENT_NAMES = {
 }
 # Names that only servers know: clients show such an error as a QubesException.
 SERVER_NAMES = {
+    "QubesMemoryError",
     "QubesLabelInUseError",
     "QubesVMAlreadyExistsError",
     "QubesInvalidTagError",

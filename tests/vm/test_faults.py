@@ -88,7 +88,8 @@ REFUSALS: tuple[tuple[int, str, str], ...] = (
     (2, "qvm-remove work", "add --force"),
     (2, "qvm-start", "name the VMs to start"),
     (2, "qvm-start --cdrom /nope work", "is not a file"),
-    (6, "qvm-start --cdrom /etc/passwd work", "make it an HVM"),
+    (2, "qvm-start --hddisk /dev/null work", "is not a file"),
+    (2, "qvm-start --drive floppy:/etc/passwd work", "takes cdrom:IMAGE or hd:IMAGE"),
 )
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from crannog.api.table import Access, Call, Destination, Follow, Permission, Presence, Scope, method
+from crannog.core.drives import Drive, parse_drive
 from crannog.core.events import Event, Listener
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM
-from crannog.errors import ProtocolError, VMNotHaltedError
+from crannog.errors import DeniedError, ProtocolError, ValueRefusedError, VMNotHaltedError
 
 ADMIN, ANY = Destination.ADMIN, Destination.ANY
 EXECUTE = Access.EXECUTE
@@ -30,17 +31,29 @@ async def start_with_options(call: Call) -> str:
     """Start a VM as `qvm-start` asks for it; return a line `SECONDS<tab>STAGE` for each stage.
 
     The argument is a list joined by `+`: `wait`, `nowait`, `dry-run` (then a line for each step is returned and
-    nothing is done). The payload is the absolute path of an image to boot from as a CD-ROM.
+    nothing is done), `allow-device`. The payload is an image of this host to boot from, `cdrom:PATH` or `hd:PATH` with
+    an absolute path; a path alone is a CD-ROM's. It is a regular file, or with `allow-device` a block device. Only
+    dom0 may name one.
     """
     words = set(filter(None, call.argument.split("+")))
-    if not words <= {"wait", "nowait", "dry-run"} or {"wait", "nowait"} <= words:
+    if not words <= {"wait", "nowait", "dry-run", "allow-device"} or {"wait", "nowait"} <= words:
         raise ProtocolError("the argument of crannog.vm.Start is malformed")
     wait = True if "wait" in words else False if "nowait" in words else None
-    request = StartRequest(wait=wait, cdrom=call.path() if call.payload else "")
+    request = StartRequest(wait=wait, drive=_drive(call, words) if call.payload else None)
     if "dry-run" in words:
         return "".join(step.describe() + "\n" for step in await call.backend.power.plan(_startable(call), request))
     stages = await call.backend.power.start(_startable(call), request)
     return "".join(f"{seconds:.6f}\t{stage}\n" for stage, seconds in stages)
+
+
+def _drive(call: Call, words: set[str]) -> Drive:
+    """Return the drive that the payload names. A VM that may start others gets no look at this host's files by that."""
+    if call.source.klass != "AdminVM":
+        raise DeniedError(f"{call.source.name} may not start a VM from an image: dom0 alone names files of the host")
+    try:
+        return parse_drive(call.payload.decode("utf-8", "surrogateescape"), may_be_device="allow-device" in words)
+    except ValueRefusedError as error:
+        raise ProtocolError(f"the payload is no drive: {error}") from None
 
 
 @method("admin.vm.Shutdown", ANY, argument=Presence.OPTIONAL, access=EXECUTE)

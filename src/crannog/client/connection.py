@@ -34,7 +34,10 @@ class Client:
 
         Raises the error that the daemon names, or DaemonError when there is no answer.
         """
-        connection = self._send(method, destination, argument, payload)
+        return self.take_reply(method, self._send(method, destination, argument, payload))
+
+    def take_reply(self, method: str, connection: _socket.socket) -> bytes:
+        """Return the data of the reply that comes on a connection, which is closed then. Raises what `call` raises."""
         try:
             reply = _read_all(connection)
         except OSError as error:
@@ -44,9 +47,9 @@ class Client:
         return self._parse(method, reply)
 
     def open_stream(self, method: str, destination: str = "dom0", argument: str = "") -> _socket.socket:
-        """Call a method that answers with a stream, and return the connection it comes on.
+        """Call a method, and return the connection on which the answer comes: a stream, or a reply that takes its time.
 
-        crannog.client.events reads it. Raises DaemonError when the daemon cannot be reached.
+        crannog.client.events reads the one, `take_reply` the other. Raises DaemonError when there is no daemon.
         """
         return self._send(method, destination, argument, b"")
 

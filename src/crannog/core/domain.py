@@ -7,6 +7,8 @@ time (design.md, B3).
 from dataclasses import dataclass
 from enum import StrEnum
 
+from crannog.core.clock import UTC, Clock
+
 
 class DomainState(StrEnum):
     """The state of a domain, as the hypervisor tells it. A VM without a domain is halted."""
@@ -28,20 +30,24 @@ class Boot(StrEnum):
     """The host hands over kernel and initramfs (pv, pvh)."""
     DISK = "disk"
     """The firmware boots the first disk (hvm)."""
-    CDROM = "cdrom"
-    """The firmware boots the CD-ROM (hvm)."""
+    DRIVE = "drive"
+    """The firmware boots the drive that was named for this start, then the first disk (hvm)."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """One block device. `path` is absolute; `target` is the guest's name for it (vda, vdb, sda)."""
+    """One block device. `path` is absolute; `target` is the guest's name for it (vda, vdb, sda, xvda)."""
 
     path: str
-    target: str
+    target: str = ""
     bus: str = "virtio"
     format: str = "qcow2"
     device: str = "disk"
     is_readonly: bool = False
+    is_block: bool = False
+    """`path` is a block device of the host, not an image file."""
+    boots_first: bool = False
+    """The firmware tries it before all others."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,10 @@ class Channel:
 
 @dataclass(frozen=True)
 class DomainSpec:
-    """Everything that a hypervisor needs to know to create one domain. Memory is in MiB."""
+    """Everything that a hypervisor needs to know to create one domain. Memory is in MiB.
+
+    `memory` is what the guest has at its start; a `maxmem` above it is what it may grow to.
+    """
 
     uuid: str
     name: str
@@ -72,6 +81,15 @@ class DomainSpec:
     has_display: bool = False
     display_socket: str = ""
     """Unix socket on which the device model serves its screen (VNC); empty: the screen is only photographed."""
+    maxmem: int = 0
+    clock: Clock = UTC
+    warnings: tuple[str, ...] = ()
+    """What was wrong with the VM's settings and could be ignored, a sentence each without the VM's name."""
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether its memory may change while it runs."""
+        return self.maxmem > self.memory
 
 
 @dataclass(frozen=True)
@@ -110,8 +128,13 @@ class DomainStats:
 
 @dataclass(frozen=True)
 class HostCapabilities:
-    """What this host can run."""
+    """What this host can run: `accel` is `kvm`, `tcg` or `xen`, `kind` the hypervisor's (core.hypervisor_kinds)."""
 
     accel: str
     has_hvm: bool
     emulator: str
+    kind: str = "qemu"
+    loader: str = ""
+    """The firmware of HVMs, as a file; empty: the emulator brings its own."""
+    runs_as: str = ""
+    """User and group of the emulator, as `+UID:+GID`; empty: as the hypervisor chooses."""

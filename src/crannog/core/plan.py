@@ -36,6 +36,35 @@ class PrepareVolume(Step):
 
 
 @dataclass(frozen=True)
+class StartNetvm(Step):
+    """See that a VM runs which leads `client`, a UUID, to the network."""
+
+    stage: ClassVar[str] = "netvm runs"
+    uuid: str
+    name: str
+    client: str
+
+    def describe(self) -> str:
+        """Return which."""
+        return f"start {self.name} before it, which leads to its network"
+
+
+@dataclass(frozen=True)
+class ReserveMemory(Step):
+    """Promise the VM memory of the host, in MiB: for the guest, and `overhead` for its hypervisor process."""
+
+    stage: ClassVar[str] = "memory reserved"
+    uuid: str
+    name: str
+    mib: int
+    overhead: int
+
+    def describe(self) -> str:
+        """Return how much."""
+        return f"reserve {self.mib} MiB of memory, and {self.overhead} MiB for QEMU"
+
+
+@dataclass(frozen=True)
 class StartRpc(Step):
     """Start the VM's RPC process. It waits for the guest's channel by itself."""
 
@@ -59,8 +88,10 @@ class CreatePaused(Step):
     def describe(self) -> str:
         """Return the domain's main figures."""
         spec = self.spec
-        size = f"{spec.memory} MiB, {spec.vcpus} processors"
-        return f"create domain {spec.name}: {spec.virt_mode}, {size}, boot from {spec.boot}"
+        growth = f" to {spec.maxmem}" if spec.can_grow else ""
+        size = f"{spec.memory}{growth} MiB, {spec.vcpus} processors"
+        warnings = "".join(f" ({warning})" for warning in spec.warnings)
+        return f"create domain {spec.name}: {spec.virt_mode}, {size}, boot from {spec.boot}{warnings}"
 
 
 @dataclass(frozen=True)

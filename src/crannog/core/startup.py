@@ -3,17 +3,27 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from crannog.core.domain import Boot, Channel, Disk, DomainSpec, HostCapabilities
-from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Resume, StartRpc, Step
+from crannog.core.chains import netvms_to_start
+from crannog.core.domain import Boot, HostCapabilities
+from crannog.core.drives import Drive, DriveFile, absent_file, check_drive
+from crannog.core.hypervisor_kinds import find_kind
+from crannog.core.memory import need_of
+from crannog.core.plan import (
+    AwaitAgent,
+    CreatePaused,
+    Plan,
+    PrepareVolume,
+    ReserveMemory,
+    Resume,
+    StartNetvm,
+    StartRpc,
+    Step,
+)
+from crannog.core.specification import Surroundings, build_spec
 from crannog.core.templates import may_use_template, origin, template_refusal
 from crannog.core.vms import LocalVM
 from crannog.core.volumes import Location, Volume
 from crannog.errors import StartError, VMNotHaltedError
-
-KERNEL_COMMAND = "root=/dev/vda rw console=ttyS0 quiet no_timer_check cryptomgr.notests"
-"""What every kernel from the host is told first; a VM's own words come after, and most of them win."""
-
-AGENT_CHANNEL = "org.crannog.agent.0"
 
 
 @dataclass(frozen=True)
@@ -21,11 +31,11 @@ class StartRequest:
     """What the caller of a start asked for.
 
     `wait`: True: the agent must answer; False: do not wait; None: wait if the VM is known to have an agent.
-    `cdrom`: absolute path of an image to boot from, or empty.
+    `drive`: an image that the VM gets for this start. What boots by itself boots from it.
     """
 
     wait: bool | None = None
-    cdrom: str = ""
+    drive: Drive | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,10 @@ class StartFacts:
     locate: Callable[[Volume], Location]
     channel_path: str
     console_log: str
+    drive_file: Callable[[str], DriveFile] = absent_file
+    """What the path of a drive leads to."""
+    serving: frozenset[str] = frozenset()
+    """UUIDs of the VMs that run, and neither start nor end just now."""
 
 
 def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
@@ -51,18 +65,23 @@ def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
     _check_state(vm, facts)
     _check_template(vm, facts)
     _check_capabilities(vm, facts)
-    if request.cdrom and vm.mode.has_host_kernel():
-        raise StartError(
-            f"{vm.name} cannot boot from a CD-ROM: virt_mode {vm.mode.name} boots the host's kernel; "
-            f"make it an HVM with 'qvm-prefs {vm.name} virt_mode hvm'"
-        )
+    drive = _find_drive(vm, request, facts)
     volumes = [_ready(vm, volume) for volume in vm.volumes.values()]
-    spec = _domain(vm, request, facts, volumes)
-    steps: list[Step] = [PrepareVolume(volume) for volume in volumes]
+    spec = build_spec(vm, volumes, _surroundings(vm, facts), drive)
+    steps: list[Step] = [StartNetvm(n.uuid, n.name, vm.uuid) for n in netvms_to_start(vm, facts.serving)]
+    steps += [PrepareVolume(volume) for volume in volumes]
+    steps += _reservation(vm, facts.capabilities)
     steps += [StartRpc(vm.uuid, vm.name, chosen_user(vm)), CreatePaused(spec), Resume(vm.uuid)]
     if expects_agent(vm) if request.wait is None else request.wait:
         steps.append(AwaitAgent(vm.uuid, vm.name, int(vm.get("qrexec_timeout")), facts.console_log))
     return tuple(steps)
+
+
+def _reservation(vm: LocalVM, capabilities: HostCapabilities) -> list[Step]:
+    """Return the step that keeps memory of the host free for the VM, where VMs get theirs from the host."""
+    need = need_of(vm, capabilities)
+    is_ours = find_kind(capabilities).takes_host_memory
+    return [ReserveMemory(vm.uuid, vm.name, need.guest, need.overhead)] if is_ours else []
 
 
 def expects_agent(vm: LocalVM) -> bool:
@@ -130,36 +149,14 @@ def _ready(vm: LocalVM, volume: Volume) -> Volume:
     return replace(volume, source="")
 
 
-def _domain(vm: LocalVM, request: StartRequest, facts: StartFacts, volumes: list[Volume]) -> DomainSpec:
+def _find_drive(vm: LocalVM, request: StartRequest, facts: StartFacts) -> tuple[Drive, DriveFile] | None:
+    if request.drive is None:
+        return None
+    file = facts.drive_file(request.drive.path)
+    check_drive(vm.name, request.drive, file)
+    return request.drive, file
+
+
+def _surroundings(vm: LocalVM, facts: StartFacts) -> Surroundings:
     kernel, initrd = facts.kernel_files(str(vm.get("kernel"))) if vm.mode.has_host_kernel() else ("", "")
-    return DomainSpec(
-        uuid=vm.uuid,
-        name=vm.name,
-        virt_mode=vm.mode.name,
-        memory=int(vm.get("memory")),
-        vcpus=int(vm.get("vcpus")),
-        boot=Boot.CDROM if request.cdrom else vm.mode.boot,
-        disks=_disks(vm, request, facts, volumes),
-        channels=(Channel(AGENT_CHANNEL, facts.channel_path),),
-        console_log=facts.console_log,
-        kernel=kernel,
-        initrd=initrd,
-        kernelopts=" ".join(filter(None, [KERNEL_COMMAND, vm.get("kernelopts"), f"crannog.name={vm.name}"]))
-        if kernel
-        else "",
-        has_display=vm.mode.has_display,
-    )
-
-
-def _disks(vm: LocalVM, request: StartRequest, facts: StartFacts, volumes: list[Volume]) -> tuple[Disk, ...]:
-    """Name the disks in the order of the volumes; a guest that never said it knows virtio gets SATA disks."""
-    is_virtio = vm.mode.has_host_kernel() or vm.feature("virtio-disk") == "1"
-    bus, prefix = ("virtio", "vd") if is_virtio else ("sata", "sd")
-    disks = []
-    for letter, volume in zip("abcdef", volumes, strict=False):
-        location = facts.locate(volume)
-        disks.append(Disk(location.path, prefix + letter, bus, location.format, is_readonly=not volume.rw))
-    if request.cdrom:
-        letter = "a" if is_virtio else "abcdef"[len(disks)]
-        disks.append(Disk(request.cdrom, "sd" + letter, "sata", "raw", "cdrom", is_readonly=True))
-    return tuple(disks)
+    return Surroundings(facts.capabilities, kernel, initrd, facts.locate, facts.channel_path, facts.console_log)

@@ -29,12 +29,14 @@ class Adoption:
         """Take over all domains.
 
         One that was created and never ran is a start that was not finished: it is ended. So is one whose VM is not in
-        the store.
+        the store, unless the hypervisor serves others as well.
         """
         registry = self._lifecycle.registry
         adopted, ended = [], set()
         for info in await self._world.hypervisor.domains():
             vm = registry.find_uuid(info.uuid)
+            if vm is None and self._world.hypervisor.is_shared:
+                continue
             self._news.ours.add(info.uuid)
             if isinstance(vm, LocalVM) and self._is_whole(info):
                 log.info("%s: still %s, adopted", vm.name, info.state)

@@ -3,34 +3,38 @@
 import asyncio
 import logging
 import uuid as uuids
+from contextlib import suppress
 
 from crannog.core import events
-from crannog.core.domain import DomainState
-from crannog.core.plan import Plan
+from crannog.core.plan import Plan, StartNetvm
 from crannog.core.registry import Registry
 from crannog.core.startup import StartFacts, StartRequest, plan_start
-from crannog.core.stopping import check_shutdown
+from crannog.core.templates import origin
 from crannog.core.vms import LocalVM
 from crannog.daemon.machines import Machines
+from crannog.daemon.memory import MemoryLedger
+from crannog.daemon.netvms import NetvmStarts
 from crannog.daemon.news import News
-from crannog.daemon.runner import Runner
+from crannog.daemon.pausing import Pausing, check_running
+from crannog.daemon.runner import Action, Runner
+from crannog.daemon.shutdowns import Shutdowns, describe_failure
 from crannog.daemon.steps import Starting, Steps
 from crannog.daemon.world import Tell, World
 from crannog.errors import (
     CrannogError,
-    ShutdownTimeoutError,
     StartError,
     StateError,
+    VMNotFoundError,
     VMNotHaltedError,
-    VMNotPausedError,
-    VMNotRunningError,
-    VMNotSuspendedError,
 )
 
 log = logging.getLogger(__name__)
 
-Shutdown = tuple["asyncio.Task[None]", "asyncio.Task[bool]"]
-"""Done when the guest was asked to shut down; and when it has ended (True) or its time was over (False)."""
+KILL_GRACE = 0.05
+"""Seconds that a kill waits for the clean-up. Mostly it is over by then, and who looks at the volumes next finds them
+settled; a slow disk or hypervisor keeps nobody waiting."""
+
+Start = asyncio.Task[list[tuple[str, float]]]
 
 
 class Lifecycle:
@@ -40,12 +44,24 @@ class Lifecycle:
         self.world = world
         self.registry = registry
         self.machines = machines
+        self.grace = KILL_GRACE
         self._tell = tell
-        self.steps = Steps(world, machines, tell)
-        self._runner = Runner(self.steps.actions())
-        self._starts: dict[str, asyncio.Task[list[tuple[str, float]]]] = {}
-        self._shutdowns: dict[str, Shutdown] = {}
-        self.news = News(world, registry, machines, tell, is_starting=lambda uuid: uuid in self._starts)
+        self.ledger = MemoryLedger(world, registry, machines)
+        self.steps = Steps(world, machines, self.ledger, tell)
+        self.pausing = Pausing(machines, self.steps)
+        netvms = NetvmStarts(registry, self.ensure_runs)
+        self._runner = Runner({**self.steps.actions(), StartNetvm: Action(netvms.start)})
+        self._starts: dict[str, Start] = {}
+        self.news = News(
+            world,
+            registry,
+            machines,
+            tell,
+            is_starting=lambda uuid: uuid in self._starts,
+            finished=self.steps.finished,
+        )
+        self.news.on_gone = self.ledger.release
+        self.shutdowns = Shutdowns(world, machines, self.steps, self.news, self._starts, tell)
 
     # -- starting
 
@@ -61,6 +77,8 @@ class Lifecycle:
             locate=lambda volume: self.world.pool_of(volume).locate(volume),
             channel_path=self.world.paths.channel_socket(vm.uuid),
             console_log=self.world.paths.console_log(vm.name),
+            serving=self.machines.serving(),
+            drive_file=lambda path: self.world.look_at_drive(path, self.registry.pools.values()),
         )
         return plan_start(vm, request, facts)
 
@@ -74,6 +92,9 @@ class Lifecycle:
         task = asyncio.ensure_future(self._start(vm, request))
         self._starts[vm.uuid] = task
         task.add_done_callback(lambda _task: self._finish_start(vm))
+        return await self._follow(vm, task)
+
+    async def _follow(self, vm: LocalVM, task: Start) -> list[tuple[str, float]]:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -81,8 +102,21 @@ class Lifecycle:
                 raise StartError(f"{vm.name} was killed while it started") from None
             raise
 
+    async def ensure_runs(self, vm: LocalVM) -> None:
+        """Start a VM unless it runs; who starts it already is waited for, and its end, if it just ends.
+
+        Raises what the start raises.
+        """
+        await self.steps.finished(vm.uuid)
+        await self.shutdowns.over(vm.uuid)
+        if vm.uuid in self._starts:
+            await self._follow(vm, self._starts[vm.uuid])
+        elif not self.machines.has_domain(vm.uuid):
+            await self.start(vm, StartRequest())
+
     async def _start(self, vm: LocalVM, request: StartRequest) -> list[tuple[str, float]]:
         async with self.machines.lock(vm.uuid):
+            await self._settle_origins(vm)
             plan = await self.plan(vm, request)
             start = self.steps.starting[vm.uuid] = Starting(vm.name, str(uuids.uuid4()))
             self.machines.begin(vm.uuid, "Transient")
@@ -91,7 +125,7 @@ class Lifecycle:
             try:
                 stages = await self._runner.run(vm.name, plan)
             except BaseException as error:
-                self._tell_failure(start, _reason(error))
+                self._tell_failure(start, describe_failure(error))
                 if not isinstance(error, CrannogError):
                     raise
                 is_named = str(error).startswith(f"{vm.name} ")
@@ -101,6 +135,16 @@ class Lifecycle:
                 del self.steps.starting[vm.uuid]
             self._tell(events.started(vm.name, start.guid))
         return [(stage.stage, stage.seconds) for stage in stages]
+
+    async def _settle_origins(self, vm: LocalVM) -> None:
+        """Wait for the volumes that the VM's are layers over: a template that has just ended makes a new revision.
+
+        Raises VMNotFoundError for a VM that was removed while its start waited for its turn.
+        """
+        if self.registry.find_uuid(vm.uuid) is not vm:
+            raise VMNotFoundError(f"{vm.name} was not started: it has just been removed")
+        for uuid in {origin(vm, name)[0].uuid for name in vm.volumes} - {vm.uuid}:
+            await self.news.settled(uuid)
 
     def _tell_failure(self, start: Starting, reason: str) -> None:
         self.machines.finish(next(uuid for uuid, other in self.steps.starting.items() if other is start))
@@ -129,125 +173,14 @@ class Lifecycle:
         if starts:
             await asyncio.wait(starts)
 
-    # -- pausing
-
-    async def pause(self, vm: LocalVM) -> None:
-        """Stop the processors of a running VM; raises VMNotRunningError unless it runs."""
-        self._check_going(vm, "paused")
-        await self.steps.stop_running(vm.name, vm.uuid)
-
-    async def unpause(self, vm: LocalVM) -> None:
-        """Let a paused VM go on; raises VMNotPausedError for one that is not."""
-        if self.machines.power_state(vm.uuid) != "Paused":
-            raise VMNotPausedError(f"{vm.name} is not paused: it is {self.machines.power_state(vm.uuid)}")
-        await self.steps.let_run(vm.name, vm.uuid)
-
-    async def suspend(self, vm: LocalVM) -> None:
-        """Put a VM to sleep. It has no devices of the host that would have to sleep with it, so it is paused."""
-        self._check_going(vm, "suspended")
-        await self.steps.stop_running(vm.name, vm.uuid)
-
-    async def resume(self, vm: LocalVM) -> None:
-        """Wake a VM that sleeps; raises VMNotSuspendedError for one that does not."""
-        self._check_running(vm)
-        if self.machines.power_state(vm.uuid) not in ("Paused", "Suspended"):
-            raise VMNotSuspendedError(f"{vm.name} is not suspended: it is {self.machines.power_state(vm.uuid)}")
-        await self.steps.let_run(vm.name, vm.uuid)
-
-    def _check_going(self, vm: LocalVM, purpose: str) -> None:
-        state = self.machines.power_state(vm.uuid)
-        if state != "Running":
-            raise VMNotRunningError(f"{vm.name} cannot be {purpose}: it is {state}, not Running")
-
-    def _check_running(self, vm: LocalVM) -> None:
-        if not self.machines.has_domain(vm.uuid):
-            raise VMNotRunningError(f"{vm.name} is not running; start it with 'qvm-start {vm.name}'")
-
     # -- stopping
 
-    async def shutdown(self, vm: LocalVM, *, force: bool, wait: bool) -> None:
-        """Ask the guest to shut down: its agent, or else its power button.
-
-        With `wait`, return when it is halted; raises ShutdownTimeoutError when that takes longer than the VM's
-        shutdown_timeout (it goes on running). Raises VMNotRunningError for a halted VM, and, without `force`,
-        InUseError when running VMs get their network from it; HypervisorError when it cannot even be asked.
-        """
-        self._check_running(vm)
-        asked, ended = self._shutdowns.get(vm.uuid) or self._ask_to_end(vm, force=force)
-        await asyncio.shield(asked)
-        if wait and not await asyncio.shield(ended):
-            raise ShutdownTimeoutError(
-                f"{vm.name} did not shut down within {vm.get('shutdown_timeout')} s and still runs; "
-                f"try again, or end it with 'qvm-kill {vm.name}'"
-            )
-
-    def _ask_to_end(self, vm: LocalVM, *, force: bool) -> Shutdown:
-        self._tell(events.shutdown_asked(vm.name, force=force))
-        try:
-            self._check_can_end(vm)
-            if not force:
-                check_shutdown(vm, self.machines.active())
-        except CrannogError as error:
-            self._tell(events.shutdown_failed(vm.name, str(error)))
-            raise
-        if vm.uuid not in self.steps.starting:
-            self.machines.begin(vm.uuid, "Halting")
-        asked = asyncio.ensure_future(self._press(vm))
-        ended = asyncio.ensure_future(self._shut_down(vm, asked))
-        ended.add_done_callback(lambda _task: self._finish_shutdown(vm, ended))
-        self._shutdowns[vm.uuid] = asked, ended
-        return asked, ended
-
-    async def _press(self, vm: LocalVM) -> None:
-        if not await self.world.agents.power_off(vm.uuid):
-            await self.world.hypervisor.press_power_button(vm.uuid)
-
-    def _check_can_end(self, vm: LocalVM) -> None:
-        state = self.machines.domain_state(vm.uuid)
-        if state is DomainState.STALLED:
-            raise StateError(
-                f"{vm.name} cannot shut down: it is paused, because a disk could not be written; free some space, "
-                f"or end it with 'qvm-kill {vm.name}'"
-            )
-        if state in (DomainState.PAUSED, DomainState.SUSPENDED):
-            raise StateError(
-                f"{vm.name} cannot shut down while it is paused: let it go on with 'qvm-unpause {vm.name}', or end it "
-                f"with 'qvm-kill {vm.name}'"
-            )
-
-    async def _shut_down(self, vm: LocalVM, asked: "asyncio.Task[None]") -> bool:
-        try:
-            await asked
-            async with asyncio.timeout(int(vm.get("shutdown_timeout"))):
-                await self.machines.ended(vm.uuid)
-        except TimeoutError:
-            self._tell_refusal(vm, f"it did not end within {vm.get('shutdown_timeout')} s")
-            return False
-        except BaseException as error:
-            self._tell_refusal(vm, _reason(error))
-            raise
-        self._finish_halting(vm)
-        if vm.uuid in self._starts:
-            await asyncio.wait([self._starts[vm.uuid]])  # it cleans up after itself
-        await self.news.settled(vm.uuid)
-        return True
-
-    def _tell_refusal(self, vm: LocalVM, reason: str) -> None:
-        self._finish_halting(vm)
-        self._tell(events.shutdown_failed(vm.name, reason))
-
-    def _finish_halting(self, vm: LocalVM) -> None:
-        """Show the VM as what it is again; one that still starts is shown as that all the time."""
-        if vm.uuid not in self.steps.starting:
-            self.machines.finish(vm.uuid)
-
-    def _finish_shutdown(self, vm: LocalVM, task: "asyncio.Task[bool]") -> None:
-        self._shutdowns.pop(vm.uuid, None)
-        if not task.cancelled() and task.exception():
-            log.error("%s: its shutdown failed: %s", vm.name, task.exception())
-
     async def kill(self, vm: LocalVM) -> None:
-        """End a VM at once, also one that is just being started. Raises VMNotRunningError for a halted one."""
+        """End a VM at once, also one that is just being started. Raises VMNotRunningError for a halted one.
+
+        Returns when its domain is gone. The clean-up is waited for no longer than `grace`: it goes on by itself, and
+        whoever wants to start or remove the VM waits for the rest of it.
+        """
         starting = self._starts.get(vm.uuid)
         if starting:
             starting.cancel()
@@ -255,13 +188,8 @@ class Lifecycle:
             if not self.machines.has_domain(vm.uuid):
                 return
             # It was just done, or was refused, as the VM ran already.
-        self._check_running(vm)
-        await self.steps.end(vm.uuid)
-        await self.news.settled(vm.uuid)
-
-
-def _reason(error: BaseException) -> str:
-    """Return why something failed, as readers of events are told it."""
-    if isinstance(error, CrannogError):
-        return str(error)
-    return "it was killed" if isinstance(error, asyncio.CancelledError) else "crannogd failed; its log says where"
+        check_running(vm, self.machines)
+        await self.steps.cut(vm.uuid)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.grace):
+                await self.news.settled(vm.uuid)

@@ -106,6 +106,11 @@ class Machines:
         """Return the UUIDs of all VMs that are not halted."""
         return frozenset(self._states) | frozenset(self._doing)
 
+    def serving(self) -> frozenset[str]:
+        """Return the UUIDs of the VMs that others can rely on: they run, and neither start nor end just now."""
+        passing = ("Transient", "Halting", "Dying")
+        return frozenset(uuid for uuid, state in self.active_states().items() if state not in passing)
+
     async def ended(self, uuid: str) -> None:
         """Return when the VM has no domain any more; at once if it has none."""
         await self.reached(uuid, DomainState.ABSENT)

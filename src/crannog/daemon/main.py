@@ -18,13 +18,14 @@ from crannog.adapters.store.lock import DAEMON
 from crannog.config import Paths, Settings
 from crannog.core.registry import Registry
 from crannog.daemon.adoption import Adoption
+from crannog.daemon.autostart import Autostart
 from crannog.daemon.inventory import Inventory
 from crannog.daemon.machines import Machines
 from crannog.daemon.sockets import build_servers, raise_descriptor_limit, serving
 from crannog.daemon.stalls import StallWatch
 from crannog.daemon.world import World
 from crannog.errors import CrannogError, DaemonError, StorageError
-from crannog.hostfacts import read_host_facts
+from crannog.hostfacts import read_boot_id, read_host_facts
 from crannog.rpc.agents import VMProcesses, discard_dead_sockets
 from crannog.shortpath import provide_short_path
 
@@ -109,7 +110,10 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
         log.info("crannogd %s serves %s", __version__, paths.home)
         if ready is not None:
             announce_ready(ready)
+        autostart = Autostart(inventory.lifecycle, f"{paths.run}/autostarted", read_boot_id())
+        autostart.begin()
         await _until_told_to_stop()
+        await autostart.abandon()
     await inventory.lifecycle.abandon_starts()
     await world.hypervisor.close()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from crannog.core import events
@@ -32,17 +32,24 @@ class News:
         tell: Tell,
         *,
         is_starting: Callable[[str], bool],
+        finished: Callable[[str], Awaitable[None]],
     ) -> None:
-        """`is_starting` tells whether a start of the VM with that UUID goes on: that start then sees to its end."""
+        """`is_starting` tells whether a start of the VM with that UUID goes on: that start then sees to its end.
+
+        `finished` returns when the hypervisor has nothing more to do with the domain that ended.
+        """
         self.world = world
         self.registry = registry
         self.machines = machines
         self._tell = tell
         self._is_starting = is_starting
+        self._finished = finished
         self.ours: set[str] = set()
         """UUIDs of the domains that are known to be there: one that is not was started behind our back."""
         self.on_halted: Callable[[LocalVM], None] = lambda _vm: None
         """Called with a VM that has ended, after everything of it was cleaned up and told."""
+        self.on_gone: Callable[[str], None] = lambda _uuid: None
+        """Called with the UUID of a domain that has ended, at once."""
         self._cleanups: dict[str, asyncio.Task[None]] = {}
         self._chores: set[asyncio.Future[Any]] = set()
         machines.on_change = self._note_change
@@ -84,6 +91,7 @@ class News:
 
     def note_end(self, uuid: str) -> None:
         """Clean up after a VM that has ended."""
+        self.on_gone(uuid)
         vm = self.registry.find_uuid(uuid)
         if isinstance(vm, LocalVM) and not self._is_starting(uuid):
             self.ours.discard(uuid)
@@ -96,6 +104,7 @@ class News:
             if self.machines.has_domain(vm.uuid):
                 return
             log.info("%s: ended", vm.name)
+            await self._finished(vm.uuid)
             await self.release(vm)
             self._tell(events.plain(vm.name, "domain-shutdown"))
         self.on_halted(vm)

@@ -21,12 +21,12 @@ class LivePower:
         self._stats = StatsFeed(self._hypervisor, lifecycle.registry)
         self.plan = lifecycle.plan
         self.start = lifecycle.start
-        self.shutdown = lifecycle.shutdown
+        self.shutdown = lifecycle.shutdowns.shutdown
         self.kill = lifecycle.kill
-        self.pause = lifecycle.pause
-        self.unpause = lifecycle.unpause
-        self.suspend = lifecycle.suspend
-        self.resume = lifecycle.resume
+        self.pause = lifecycle.pausing.pause
+        self.unpause = lifecycle.pausing.unpause
+        self.suspend = lifecycle.pausing.suspend
+        self.resume = lifecycle.pausing.resume
 
     async def usage(self, vm: QubeBase) -> DomainUsage | None:
         """Return what a VM uses; None when it is halted."""

@@ -1,16 +1,20 @@
 """How each kind of step of a start is done and undone, and what is told about it."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from crannog.core import events
 from crannog.core.domain import DomainState
-from crannog.core.plan import AwaitAgent, CreatePaused, PrepareVolume, Resume, StartRpc, Step
+from crannog.core.plan import AwaitAgent, CreatePaused, PrepareVolume, ReserveMemory, Resume, StartRpc, Step
 from crannog.daemon.agents import AgentWatch
 from crannog.daemon.machines import Machines
+from crannog.daemon.memory import MemoryLedger
 from crannog.daemon.runner import Action
 from crannog.daemon.world import Tell, World
 from crannog.errors import HypervisorError, StartError
+
+log = logging.getLogger(__name__)
 
 NEWS_TIMEOUT = 5
 """Seconds after which the news of a domain's new state is not waited for any more; it comes within milliseconds."""
@@ -28,17 +32,21 @@ class Starting:
 class Steps:
     """Does and undoes steps. `starting` holds the starts that go on, by the UUID of their VM."""
 
-    def __init__(self, world: World, machines: Machines, tell: Tell) -> None:
+    def __init__(self, world: World, machines: Machines, ledger: MemoryLedger, tell: Tell) -> None:
         self._world = world
         self._machines = machines
+        self._ledger = ledger
         self._tell = tell
         self._watch = AgentWatch(world, machines)
         self.starting: dict[str, Starting] = {}
+        self._endings: dict[str, asyncio.Task[None]] = {}
+        """Domains that the hypervisor is just ending, by UUID."""
 
     def actions(self) -> dict[type[Step], Action]:
         """Return what the runner needs."""
         return {
             PrepareVolume: Action(self._prepare_volume, self._abandon_volume),
+            ReserveMemory: Action(self._ledger.reserve, self._give_back),
             StartRpc: Action(self._start_rpc, self._stop_rpc),
             CreatePaused: Action(self._create_paused, self._destroy),
             Resume: Action(self._resume),
@@ -50,6 +58,9 @@ class Steps:
 
     async def _abandon_volume(self, step: PrepareVolume) -> None:
         await self._world.pool_of(step.volume).abandon(step.volume)
+
+    async def _give_back(self, step: ReserveMemory) -> None:
+        self._ledger.release(step.uuid)
 
     async def _start_rpc(self, step: StartRpc) -> None:
         await self._world.agents.start(step.uuid, step.name, step.default_user)
@@ -80,6 +91,35 @@ class Steps:
             if uuid in {info.uuid for info in await self._world.hypervisor.domains()}:
                 raise HypervisorError(f"domain {uuid} was ended but is still there; try again") from None
             self._machines.change(uuid, DomainState.ABSENT)
+
+    async def cut(self, uuid: str) -> None:
+        """End a domain and return when it is known to be gone. The hypervisor may be busy with it for longer.
+
+        libvirt takes up to seconds to tidy up; who wants the VM gone need not wait for that. Raises HypervisorError
+        when the domain could not be ended.
+        """
+        ending = self._endings.get(uuid)
+        if ending is None:
+            ending = self._endings[uuid] = asyncio.ensure_future(self.end(uuid))
+            ending.add_done_callback(lambda task: self._note_ending(uuid, task))
+        gone = asyncio.ensure_future(self._machines.ended(uuid))
+        try:
+            await asyncio.wait({ending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if ending.done() and self._machines.has_domain(uuid):
+            ending.result()
+
+    def _note_ending(self, uuid: str, task: "asyncio.Task[None]") -> None:
+        del self._endings[uuid]
+        if not task.cancelled() and task.exception():
+            log.error("domain %s: ending it failed: %s", uuid, task.exception())
+
+    async def finished(self, uuid: str) -> None:
+        """Return when the hypervisor is not ending a domain any more: a late command would hit the VM's next one."""
+        ending = self._endings.get(uuid)
+        if ending:
+            await asyncio.wait([ending])
 
     async def _resume(self, step: Resume) -> None:
         try:

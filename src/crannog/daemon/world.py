@@ -4,15 +4,19 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from crannog.adapters.storage.drive_files import look_at_drive
 from crannog.adapters.storage.drivers import Drivers
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
+from crannog.core.drives import DriveFile
 from crannog.core.events import Event
+from crannog.core.pools import DIR_PATH, PoolConfig
 from crannog.core.volumes import Volume
 from crannog.editing.places import find_pool
+from crannog.hostfacts import HostMemory
 from crannog.ports.channel import AgentLinks
 from crannog.ports.hostdevices import HostDevices
 from crannog.ports.hypervisor import Hypervisor
@@ -36,6 +40,7 @@ class World:
     pools: dict[str, Pool]
     kernels: KernelPool
     host_devices: HostDevices
+    host_memory: HostMemory = field(default_factory=HostMemory)
 
     @property
     def drivers(self) -> Drivers:
@@ -45,6 +50,11 @@ class World:
     def pool_of(self, volume: Volume) -> Pool:
         """Return the pool of a volume; raises StorageError when this host cannot serve it."""
         return find_pool(self.pools, volume)
+
+    def look_at_drive(self, path: str, pools: Iterable[PoolConfig]) -> DriveFile:
+        """Return what the path of an image leads to; images inside the home and the pools are known as ours."""
+        folders = [self.paths.home, *(pool.option(DIR_PATH) for pool in pools)]
+        return look_at_drive(path, filter(None, folders))
 
     def discard_logs(self, vm: str) -> None:
         """Delete the logs of a VM that was removed."""

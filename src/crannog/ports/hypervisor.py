@@ -12,6 +12,9 @@ StateListener = Callable[[str, DomainState], None]
 class Hypervisor(Protocol):
     """The connection to a hypervisor. Every method raises HypervisorError with the hypervisor's own reason."""
 
+    is_shared: bool
+    """Others have domains there as well: what is not known is none of our business."""
+
     async def open(self) -> None:
         """Connect. Called once, at first use."""
 

@@ -12,7 +12,7 @@ from crannog.rpc.channel import GuestChannel
 from crannog.rpc.frames import Message, MessageParser
 
 READ_SIZE = 65536
-AGENT_WAIT = 10.0
+AGENT_WAIT = 30.0
 """Seconds that a call waits for the agent to get ready."""
 TROUBLE = 125
 

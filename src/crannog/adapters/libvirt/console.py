@@ -53,7 +53,7 @@ def find_console(domain: "libvirt.virDomain") -> str:
 
 def find_terminal(domain: "libvirt.virDomain") -> str:
     """Return the path of the terminal that is a running domain's console, empty when it has none."""
-    return _find(domain, "devices/serial[@type='pty']/source", "path")
+    return _find(domain, "devices/console[@type='pty']/source", "path")
 
 
 def _find(domain: "libvirt.virDomain", place: str, attribute: str) -> str:

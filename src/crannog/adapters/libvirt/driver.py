@@ -6,6 +6,7 @@ have several asyncio loops one after the other.
 """
 
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _LOG_VARIABLES = ("LIBVIRT_DEBUG", "LIBVIRT_LOG_OUTPUTS")
 _LOG_ERRORS = "4"
+_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT = 5, 3
+"""A libvirtd that says nothing for that many seconds that many times is taken for dead."""
 
 _loop_lock = threading.Lock()
 _loop_threads: list[threading.Thread] = []
@@ -109,14 +112,11 @@ def describe(domain: "libvirt.virDomain", state: int, reason: int) -> DomainInfo
 
 
 def read_statistics(connection: "libvirt.virConnect") -> list[DomainStats]:
-    """Return what all running domains use (virConnectGetAllDomainStats). Raises HypervisorError."""
+    """Return what all running domains use (virConnectGetAllDomainStats). Raises libvirtError."""
     import libvirt
 
     wanted = libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_VCPU
-    try:
-        found = connection.getAllDomainStats(wanted, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE)
-    except libvirt.libvirtError as error:
-        raise HypervisorError(f"reading the statistics of all domains failed: {error}") from error
+    found = connection.getAllDomainStats(wanted, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE)
     return [_to_stats(domain.UUIDString(), values) for domain, values in found]
 
 
@@ -138,14 +138,21 @@ def to_news(event: int, detail: int) -> DomainState | None:
     return DomainState.STALLED if state is DomainState.PAUSED and detail == _SUSPENDED_FOR_IO_ERROR else state
 
 
-def connect(uri: str) -> "libvirt.virConnect":
-    """Return this process's connection to `uri`, made at the first call and kept. Raises libvirtError.
+def connect(uri: str, on_loss: Callable[[], None] | None = None) -> "libvirt.virConnect":
+    """Return a connection to `uri`; raises libvirtError.
 
-    The in-process driver stays loaded for the life of a process, and registers itself anew at each open until libvirt
-    has no room for it: so nothing is gained by closing, and much is lost by opening again.
+    To a libvirtd it is a new one, and `on_loss` is called, in libvirt's thread, when it breaks. The in-process driver
+    (no `on_loss`) stays loaded for the life of a process, and registers itself anew at each open until libvirt has no
+    room for it: nothing is gained by closing it, and much is lost by opening it again, so it is opened once and kept.
     """
     import libvirt
 
+    if on_loss is not None:
+        connection = libvirt.open(uri)
+        connection.registerCloseCallback(lambda _connection, _reason, _opaque: on_loss(), None)
+        with contextlib.suppress(libvirt.libvirtError):  # drivers without a wire have none
+            connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
+        return connection
     with _loop_lock:
         if uri not in _connections:
             _connections[uri] = libvirt.open(uri)
@@ -154,10 +161,22 @@ def connect(uri: str) -> "libvirt.virConnect":
         return _connections[uri]
 
 
+def disconnect(connection: "libvirt.virConnect", subscription: int, is_own: bool) -> None:
+    """Have nobody called any more for `subscription`, and close a connection that is nobody else's."""
+    import libvirt
+
+    # One that is broken is as good as closed.
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.domainEventDeregisterAny(subscription)
+        if is_own:
+            connection.unregisterCloseCallback()
+            connection.close()
+
+
 def subscribe(connection: "libvirt.virConnect", tell: Callable[[str, DomainState], None]) -> int:
     """Have `tell` called, in libvirt's thread, with the UUID and new state at each change of a domain.
 
-    Returns what `unsubscribe` wants.
+    Returns what `disconnect` wants.
     """
     import libvirt
 
@@ -167,8 +186,3 @@ def subscribe(connection: "libvirt.virConnect", tell: Callable[[str, DomainState
             tell(domain.UUIDString(), state)
 
     return int(connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, take, None))
-
-
-def unsubscribe(connection: "libvirt.virConnect", subscription: int) -> None:
-    """Have nobody called any more for `subscription`."""
-    connection.domainEventDeregisterAny(subscription)

@@ -99,8 +99,11 @@ class EmbeddedRoot:
     `cache` is shared between homes: what libvirt finds out about a QEMU takes seconds and depends on the host alone.
     """
 
+    is_shared = False
+
     def __init__(self, home: str, cache: str) -> None:
         self._home = home
+        self.uri = URI
         self._folder = os.path.join(home, "vmm")
         self._shared = os.path.join(cache, "libvirt/capabilities")
         self.path = short_path(home) + "/vmm"
@@ -143,6 +146,10 @@ class EmbeddedRoot:
     def log(self, name: str) -> str:
         """Return the file in which QEMU's own words about the domain `name` are."""
         return f"{self._folder}/log/qemu/{name}.log"
+
+    def runs_as(self) -> str:
+        """Return nothing: qemu.conf says it."""
+        return ""
 
     def pid_file(self, name: str) -> str:
         """Return the file that holds the process number of the domain `name`'s QEMU."""

@@ -12,6 +12,10 @@ _NO_DOMAIN = 42
 _OPERATION_INVALID = 55
 """VIR_ERR_NO_DOMAIN and VIR_ERR_OPERATION_INVALID (libvirt, virterror.h): absent, or gone a moment ago."""
 
+_RPC, _NO_CONNECT, _INVALID_CONNECTION, _FROM_RPC, _FROM_STREAMS = 39, 5, 6, 7, 38
+"""VIR_ERR_RPC, VIR_ERR_NO_CONNECT, VIR_ERR_INVALID_CONN, VIR_FROM_RPC, VIR_FROM_STREAMS (libvirt, virterror.h)."""
+_BROKEN = re.compile(r"client socket is closed|End of file|Connection reset|Broken pipe|Cannot recv data")
+
 _LIBVIRT_PREFIX = re.compile(
     r"^(?:(?:internal error|operation failed|XML error|unsupported configuration|invalid argument"
     r"|Requested operation is not valid|Domain not found|qemu unexpectedly closed the monitor"
@@ -58,6 +62,14 @@ def is_absent(error: "libvirt.libvirtError") -> bool:
     """Return whether `error` says that the domain is not there (any more)."""
     code = error.get_error_code()
     return code == _NO_DOMAIN or (code == _OPERATION_INVALID and "not running" in str(error))
+
+
+def is_lost(error: "libvirt.libvirtError") -> bool:
+    """Return whether `error` says that libvirtd went away during the call (libvirt, virterror.h: VIR_ERR_RPC, ...)."""
+    is_from_wire = error.get_error_domain() in (_FROM_RPC, _FROM_STREAMS)
+    return error.get_error_code() in (_RPC, _NO_CONNECT, _INVALID_CONNECTION) or (
+        is_from_wire and bool(_BROKEN.search(str(error)))
+    )
 
 
 def find_cause(message: str) -> str:
