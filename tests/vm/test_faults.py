@@ -5,7 +5,7 @@ import os
 import resource
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -164,17 +164,36 @@ def test_an_agent_that_does_not_come_is_told_with_the_console(home: Home) -> Non
     home.ok("qvm-prefs", "--default", "work", "qrexec_timeout")
 
 
+@pytest.fixture
+def memory(home: Home) -> Iterator[Callable[[int], None]]:
+    """Return a function that gives `work` so many MiB; it has its default again afterwards."""
+
+    def give(mib: int) -> None:
+        home.ok("qvm-prefs", "work", "memory", str(mib))
+
+    yield give
+    home.ok("qvm-prefs", "--default", "work", "memory")
+
+
 @pytest.mark.vm
-def test_more_memory_than_there_is(home: Home) -> None:
-    home.ok("qvm-prefs", "work", "memory", "16000000")
+def test_more_memory_than_there_is(home: Home, memory: Callable[[int], None]) -> None:
+    memory(16000000)
+    complaint = home.fails(6, "qvm-start", "work")
+    assert "work needs 16000000 MiB" in complaint
+    assert "MiB are free" in complaint
+    assert home.state("work") == "Halted"
+
+
+@pytest.mark.vm
+def test_memory_that_the_host_does_not_give(home: Home, memory: Callable[[int], None]) -> None:
+    memory(6000)
     _, hard = resource.prlimit(home.daemon(), resource.RLIMIT_AS)
     # A host may promise memory that it does not have; this limit, which QEMU inherits, is kept everywhere.
-    resource.prlimit(home.daemon(), resource.RLIMIT_AS, (16 << 30, hard))
+    resource.prlimit(home.daemon(), resource.RLIMIT_AS, (4 << 30, hard))
     complaint = home.fails(10, "qvm-start", "work")
     resource.prlimit(home.daemon(), resource.RLIMIT_AS, (hard, hard))
     assert "Cannot allocate memory" in complaint
     assert "give the VM less" in complaint
-    home.ok("qvm-prefs", "--default", "work", "memory")
 
 
 def use_emulator(home: Home, script: str) -> str:

@@ -56,7 +56,7 @@ class Follower:
     def take(self, *wanted: str, of: str) -> list[dict[str, str]]:
         """Expect exactly these events, all of one subject, to be the next ones; return their arguments."""
         wait_until(lambda: len(self.all()) >= self._taken + len(wanted), f"{wanted} come, after {self.all()[-8:]}")
-        new = self.all()[self._taken :]
+        new = self.all()[self._taken : self._taken + len(wanted)]
         assert [(subject, name) for subject, name, _ in new] == [(of, name) for name in wanted]
         self._taken += len(wanted)
         return [arguments for _, _, arguments in new]
