@@ -80,6 +80,15 @@ class Paths:
         """Return the socket at which QEMU serves the agent's channel of the VM with that UUID."""
         return f"{self.run}/channel-{uuid[:8]}.sock"
 
+    @property
+    def autostart_mark(self) -> str:
+        """The file that keeps which boot of the host the VMs were started after."""
+        return self.run + "/autostarted"
+
+    def console_lock(self, vm: str) -> str:
+        """Return the file that whoever uses the console of the VM `vm` has locked."""
+        return f"{self.run}/console-{vm}.lock"
+
     def start_mark(self, uuid: str) -> str:
         """Return the file that is there while the VM with that UUID is created and does not run yet."""
         return f"{self.run}/starting-{uuid}"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crannog.cli import qvm_volume
-from crannog.cli.qvm_volume_size import parse_size, show_size
-from crannog.cli.qvm_volume_text import escape
+from crannog.cli.sizes import parse_size, show_size
+from crannog.cli.tool import escape
 from crannog.errors import ValueRefusedError
 from tests.unit.cli_wire import TIMEOUT, VMS, Tool, Wire, assert_examples_are_plain, open_wire, start
 

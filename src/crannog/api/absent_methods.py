@@ -1,18 +1,12 @@
 """Methods that clients know and that this version does not serve: they answer so, with the error for it."""
 
-from typing import NoReturn
-
 from crannog.api.table import Access, Call, Destination, Presence, method
 from crannog.errors import NotYetError
 
 
-def _refuse(call: Call) -> NoReturn:
-    raise NotYetError(f"{call.method} is not served by this version of Crannog")
-
-
 def _declare(name: str, help_: str, destination: Destination, argument: Presence, access: Access) -> None:
     def refuse(call: Call) -> None:
-        _refuse(call)
+        raise NotYetError(f"{call.method} is not served by this version of Crannog")
 
     refuse.__doc__ = f"{help_} Not served yet: answers QubesNotImplementedError."
     method(name, destination, argument=argument, payload=Presence.OPTIONAL, access=access)(refuse)

@@ -2,7 +2,7 @@
 
 import json
 
-from crannog.api.table import Access, Call, Destination, Presence, method
+from crannog.api.table import Access, Call, Destination, Presence, as_local, method
 from crannog.core.vms import QubeBase
 from crannog.errors import NotYetError, ProtocolError
 
@@ -65,7 +65,7 @@ def _note_updates(call: Call, count: int) -> None:
 @method("qubes.NotifyTools", Destination.ADMIN, payload=Presence.OPTIONAL, access=Access.WRITE)
 async def notify_tools(call: Call) -> None:
     """Take over what the tools in the calling VM say they are."""
-    await call.backend.power.announce(Call(call.backend, call.source, "", b"", call.source).local_vm)
+    await call.backend.power.announce(as_local(call.source))
 
 
 @method("qubes.FeaturesRequest", Destination.ADMIN, payload=Presence.OPTIONAL, access=Access.WRITE)

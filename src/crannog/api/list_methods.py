@@ -7,6 +7,7 @@ from crannog.errors import ValueRefusedError
 
 ADMIN, ANY = Destination.ADMIN, Destination.ANY
 FEATURE = "features."
+_COLUMNS = frozenset(name for cls in CLASSES.values() for name in cls.declared()) | {"state", "tags"}
 
 
 @method("admin.vmclass.List", ADMIN)
@@ -41,10 +42,9 @@ def list_table(call: Call) -> str:
     not have is `-`. One call instead of one for each VM and property is what keeps qvm-ls quick.
     """
     columns = call.argument.split("+")
-    known = {name for cls in CLASSES.values() for name in cls.declared()} | {"state", "tags"}
-    unknown = [column for column in columns if column not in known and not column.startswith(FEATURE)]
+    unknown = [column for column in columns if column not in _COLUMNS and not column.startswith(FEATURE)]
     if unknown:
-        raise ValueRefusedError(f"'{unknown[0][:80]}' is not a column; the columns are {', '.join(sorted(known))}")
+        raise ValueRefusedError(f"'{unknown[0][:80]}' is not a column; the columns are {', '.join(sorted(_COLUMNS))}")
     lines = ["\t".join(_cell(vm, column) for column in columns) for vm, _, _, _ in _visible(call)]
     return "".join(line + "\n" for line in lines)
 

@@ -88,9 +88,7 @@ class Call:
     @property
     def local_vm(self) -> LocalVM:
         """The destination, as a VM that runs on this host; raises StateError for dom0 and RemoteVMs."""
-        if not isinstance(self.vm, LocalVM):
-            raise StateError(f"{self.vm.name} is of class {self.vm.klass}: it is not a VM that runs on this host")
-        return self.vm
+        return as_local(self.vm)
 
     def text(self) -> str:
         """Return the payload as text; raises ProtocolError unless it is ASCII."""
@@ -117,6 +115,13 @@ class Call:
     def may_see(self, vm: QubeBase, argument: str = "") -> bool:
         """Tell whether the caller may hear of a VM by this method; dom0 always may."""
         return self.source.klass == "AdminVM" or self.backend.permits(self.source, self.method, argument, vm)
+
+
+def as_local(vm: QubeBase) -> LocalVM:
+    """Return the VM, as one that runs on this host; raises StateError for dom0 and RemoteVMs."""
+    if not isinstance(vm, LocalVM):
+        raise StateError(f"{vm.name} is of class {vm.klass}: it is not a VM that runs on this host")
+    return vm
 
 
 Handler = Callable[[Call], Outcome]

@@ -51,7 +51,7 @@ def open_console(program: str, vm: str, *, is_terminal: bool) -> int:
     """
     client = Client()
     path = client.text("admin.vm.Console", vm)
-    lock = _lock(f"{client.paths.run}/console-{vm}.lock")
+    lock = _lock(client.paths.console_lock(vm))
     if lock is None:
         complain(program, f"the console of {vm} is in use by another qvm-console; end that one first")
         return TAKEN

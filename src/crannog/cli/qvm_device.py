@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from crannog.cli.actions import MANY, Actions, refuse_odd_options
 from crannog.cli.connect import OFFLINE, open_client
 from crannog.cli.options import COMMON, Command, Operand, Option
 from crannog.cli.qvm_device_text import ANY, Device, print_assignment, read_device, read_options
-from crannog.cli.qvm_volume_actions import MANY, Actions, refuse_odd_options
-from crannog.cli.qvm_volume_text import escape, fetch
 from crannog.cli.request import refuse_odd_name
-from crannog.cli.tool import end, run, say
+from crannog.cli.server_text import fetch
+from crannog.cli.tool import end, escape, run, say
 from crannog.errors import DeviceNotAssignedError, UsageError
 
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.

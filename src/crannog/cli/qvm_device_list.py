@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from crannog.cli.qvm_device_text import ANY, Device, parse_line
-from crannog.cli.qvm_volume_text import escape, fetch, list_vms, print_table
-from crannog.cli.tool import say
+from crannog.cli.server_text import fetch, list_vms, print_table
+from crannog.cli.tool import escape, say
 from crannog.errors import NotFoundError, VMNotFoundError
 
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crannog.cli.qvm_volume_text import misunderstood
+from crannog.cli.server_text import misunderstood
 from crannog.errors import UsageError, ValueRefusedError
 
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from crannog.cli.actions import refuse_odd_options
 from crannog.cli.connect import OFFLINE, open_client
 from crannog.cli.options import COMMON, Command, Operand, Option
 from crannog.cli.qvm_firewall_rules import (
@@ -17,9 +18,8 @@ from crannog.cli.qvm_firewall_rules import (
     read_rule,
     show_time,
 )
-from crannog.cli.qvm_volume_actions import refuse_odd_options
-from crannog.cli.qvm_volume_text import escape, fetch, print_table
-from crannog.cli.tool import end, run, say
+from crannog.cli.server_text import fetch, print_table
+from crannog.cli.tool import end, escape, run, say
 from crannog.errors import NotFoundError, UsageError, ValueRefusedError
 
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.

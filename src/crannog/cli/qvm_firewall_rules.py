@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from _socket import AF_INET, AF_INET6, inet_pton
 
-from crannog.cli.qvm_volume_text import misunderstood
+from crannog.cli.server_text import misunderstood
 from crannog.errors import UsageError, ValueRefusedError
 
 # Importing typing and collections.abc would cost each tool 8 ms; type checkers take this name for true.

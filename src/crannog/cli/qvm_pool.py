@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from crannog.cli.actions import MANY, Actions, refuse_odd_options
 from crannog.cli.connect import OFFLINE, open_client
 from crannog.cli.options import COMMON, Command, Operand, Option
-from crannog.cli.qvm_volume_actions import MANY, Actions, refuse_odd_options
-from crannog.cli.qvm_volume_text import fetch, parse_fields, print_table
 from crannog.cli.request import refuse_odd_name, refuse_odd_value
+from crannog.cli.server_text import fetch, parse_fields, print_table
 from crannog.cli.tool import end, run
 from crannog.errors import UsageError
 

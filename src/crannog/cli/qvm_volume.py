@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from crannog.cli.actions import MANY, Actions, refuse_odd_options
 from crannog.cli.connect import OFFLINE, open_client
 from crannog.cli.options import COMMON, Command, Operand, Option
-from crannog.cli.qvm_volume_actions import MANY, Actions, refuse_odd_options
-from crannog.cli.qvm_volume_size import parse_size
-from crannog.cli.qvm_volume_text import escape, fetch, list_vms, misunderstood, parse_fields, print_table
 from crannog.cli.request import refuse_odd_name, refuse_odd_value
-from crannog.cli.tool import end, run, say
+from crannog.cli.server_text import fetch, list_vms, misunderstood, parse_fields, print_table
+from crannog.cli.sizes import parse_size
+from crannog.cli.tool import end, escape, run, say
 from crannog.errors import NotFoundError, PropertyNotFoundError, UsageError, ValueRefusedError, VMNotFoundError
 
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.

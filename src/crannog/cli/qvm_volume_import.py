@@ -8,8 +8,8 @@ import sys
 
 from crannog.cli.connect import open_client
 from crannog.cli.qvm_volume import COMMAND, Volume
-from crannog.cli.qvm_volume_size import parse_size, show_size
 from crannog.cli.rpc_import import OK, VolumeImport
+from crannog.cli.sizes import parse_size, show_size
 from crannog.client.connection import Client
 from crannog.errors import NotFoundError, OfflineError, UsageError, ValueRefusedError
 

@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 
-from crannog.cli.qvm_volume_size import MAX_DIGITS
-from crannog.client.connection import check_destination
+from crannog.cli.sizes import MAX_DIGITS
+from crannog.client.connection import check_destination, connect, read_all
 from crannog.config import Paths
 from crannog.errors import CrannogError, DaemonError, ProtocolError, StorageError, UsageError
 
@@ -70,7 +70,7 @@ class VolumeImport:
             raise
 
     def _begin(self, size: str) -> bytes:
-        connection = self._connect()
+        connection = connect(self._paths, self._paths.internal_socket)
         connection.settimeout(BEGIN_TIMEOUT)
         # An interrupt that came between crannogd's beginning and our knowing of it would leave the import open.
         waiting = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
@@ -83,7 +83,7 @@ class VolumeImport:
         return reply
 
     def _end(self, failure: CrannogError | None) -> bytes:
-        connection = self._connect()
+        connection = connect(self._paths, self._paths.internal_socket)
         waiting = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         try:
             reason = b"fail\n" + ascii(str(failure))[1:-1].encode()
@@ -102,39 +102,16 @@ class VolumeImport:
             raise self._broken(error) from error
 
     def _receive(self, connection: _socket.socket) -> bytes:
-        chunks = []
         try:
-            while chunk := connection.recv(BLOCK):
-                chunks.append(chunk)
+            return read_all(connection)
         except OSError as error:
             raise self._broken(error) from error
         finally:
             connection.close()
-        return b"".join(chunks)
 
     def _broken(self, error: OSError) -> DaemonError:
         reason = error.strerror or str(error)
         return DaemonError(f"crannogd broke off during an import: {reason}; its log is {self._paths.daemon_log}")
-
-    def _connect(self) -> _socket.socket:
-        connection = self._try_connect()
-        if connection is None:
-            from crannog.client.spawn import start_daemon
-
-            connection = start_daemon(self._paths, self._try_connect)
-        return connection
-
-    def _try_connect(self) -> _socket.socket | None:
-        path = self._paths.internal_socket
-        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
-        try:
-            connection.connect(path)
-        except OSError as error:
-            connection.close()
-            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-                return None
-            raise DaemonError(f"crannogd cannot be reached at {path}: {error.strerror}") from error
-        return connection
 
 
 def _try_copy(place: bytes, data: int, report: Report | None) -> CrannogError | None:

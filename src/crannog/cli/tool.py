@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+_IN_SENTENCES = "\n\t"
+"""The end of a guest's console, which some sentences quote, has several lines."""
 
 
 def run(command: Command, action: Callable[[Values], int | None], arguments: list[str] | None = None) -> int:
@@ -51,11 +53,16 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
+def escape(text: str, kept: str = "") -> str:
+    """Return the text with escapes for all but printable characters and those in `kept`: a terminal only shows it."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
+
+
 def complain(program: str, sentence: str) -> None:
     """Say on standard error what went wrong. What could move a terminal's cursor, or worse, is shown as an escape."""
-    if not sentence.isprintable():
-        sentence = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in sentence)
-    print(f"{program}: {sentence}", file=sys.stderr)
+    print(f"{program}: {escape(sentence, kept=_IN_SENTENCES)}", file=sys.stderr)
 
 
 def say(text: str) -> None:

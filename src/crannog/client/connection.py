@@ -39,7 +39,7 @@ class Client:
     def take_reply(self, method: str, connection: _socket.socket) -> bytes:
         """Return the data of the reply that comes on a connection, which is closed then. Raises what `call` raises."""
         try:
-            reply = _read_all(connection)
+            reply = read_all(connection)
         except OSError as error:
             raise self._broken(method, error) from error
         finally:
@@ -56,7 +56,7 @@ class Client:
     def _send(self, method: str, destination: str, argument: str, payload: bytes) -> _socket.socket:
         check_destination(destination)
         header = f"{method}+{argument} dom0 name {destination}".encode("utf-8", "surrogateescape")
-        connection = self._connect()
+        connection = connect(self.paths, self.paths.daemon_socket, may_start_daemon=self._may_start_daemon)
         try:
             connection.sendall(header + b"\0" + payload)
             connection.shutdown(_socket.SHUT_WR)
@@ -88,33 +88,39 @@ class Client:
             return DaemonError("crannogd broke off in the middle of an answer; try again")
         return from_wire(parts[2] or parts[1], parts[3].replace("%%", "%"))
 
-    def _connect(self) -> _socket.socket:
-        connection = self._try_connect()
-        if connection is None and self._may_start_daemon:
-            from crannog.client.spawn import start_daemon
-
-            connection = start_daemon(self.paths, self._try_connect)
-        if connection is None:
-            raise DaemonError(f"crannogd does not run for {self.paths.home}; any qvm tool starts it")
-        return connection
-
-    def _try_connect(self) -> "_socket.socket | None":
-        path = self.paths.daemon_socket
-        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
-        try:
-            connection.connect(path)
-        except OSError as error:
-            connection.close()
-            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-                return None
-            raise DaemonError(f"crannogd cannot be reached at {path}: {error.strerror}") from error
-        return connection
-
     def _where(self) -> str:
         return f"its log is {self.paths.daemon_log}"
 
 
-def _read_all(connection: "_socket.socket") -> bytes:
+def connect(paths: Paths, path: str, *, may_start_daemon: bool = True) -> _socket.socket:
+    """Return a connection to the socket `path` of a home's daemon, which is started when it does not run.
+
+    Raises DaemonError.
+    """
+    connection = _try_connect(path)
+    if connection is None and may_start_daemon:
+        from crannog.client.spawn import start_daemon
+
+        connection = start_daemon(paths, lambda: _try_connect(path))
+    if connection is None:
+        raise DaemonError(f"crannogd does not run for {paths.home}; any qvm tool starts it")
+    return connection
+
+
+def _try_connect(path: str) -> "_socket.socket | None":
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        connection.close()
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+            return None
+        raise DaemonError(f"crannogd cannot be reached at {path}: {error.strerror}") from error
+    return connection
+
+
+def read_all(connection: "_socket.socket") -> bytes:
+    """Return what comes on a connection up to its end; raises OSError."""
     chunks = []
     while chunk := connection.recv(_CHUNK):
         chunks.append(chunk)

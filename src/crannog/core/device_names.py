@@ -106,7 +106,7 @@ def parse_codes(untrusted_text: str) -> list[str]:
     Raises ProtocolError for anything else, ValueRefusedError when one is there twice.
     """
     codes = split_codes(untrusted_text)
-    wrong = next((code for code in codes if not _CODE.fullmatch(code)), None)
+    wrong = next((code for code in codes if not is_code(code)), None)
     if wrong is not None:
         raise ProtocolError(f"'{wrong[:20]}' is no interface code; it is one of p u b m ? and six of 0-9 a-f *")
     if len(set(codes)) < len(codes):
@@ -114,6 +114,11 @@ def parse_codes(untrusted_text: str) -> list[str]:
     return codes
 
 
+def is_code(text: str) -> bool:
+    """Tell whether a text is an interface code."""
+    return _CODE.fullmatch(text) is not None
+
+
 def split_codes(text: str) -> list[str]:
-    """Return the interface codes of a text that is known to hold them."""
+    """Return the pieces of a text that are its interface codes if it holds nothing else."""
     return [text[at : at + _CODE_LENGTH] for at in range(0, len(text), _CODE_LENGTH)]

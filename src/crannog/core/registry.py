@@ -288,6 +288,10 @@ class Registry(Holder):
 
     def add_pool(self, pool: PoolConfig) -> None:
         """Add a pool; raises PoolInUseError when its name is taken."""
-        if pool.name in self.pools:
-            raise PoolInUseError(f"a pool called '{pool.name}' exists already; choose another name")
+        self.check_pool_name_is_free(pool.name)
         self.pools[pool.name] = pool
+
+    def check_pool_name_is_free(self, name: str) -> None:
+        """Raise PoolInUseError when a pool has that name."""
+        if name in self.pools:
+            raise PoolInUseError(f"a pool called '{name}' exists already; choose another name")

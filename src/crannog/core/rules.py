@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from crannog.core.device_names import is_code, split_codes
 from crannog.core.labels import BUILT_IN_NAMES, Label
 from crannog.core.names import check_name
 from crannog.core.templates import can_be_template, may_use_template, template_refusal
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 LAYOUT = re.compile(r"[a-z0-9-]+\+[a-z0-9_-]*\+[^+\s]*", re.IGNORECASE)
 _DISPOSABLE_USES = ("template", "default_dispvm", "management_dispvm")
-_DENIED = re.compile(r"([pub?m][0-9a-f*]{6})*", re.IGNORECASE)
 
 
 def vm_name(vm: QubeBase, value: str) -> None:
@@ -220,7 +220,7 @@ def keyboard_layout(_holder: object, value: str) -> None:
 
 def devices_denied(_holder: object, value: str) -> None:
     """The deny list is interface codes of seven characters, one after the other."""
-    if not _DENIED.fullmatch(value):
+    if not all(map(is_code, split_codes(value))):
         raise ValueRefusedError(f"'{value[:80]}' is no list of interface codes, such as u03****b******")
 
 

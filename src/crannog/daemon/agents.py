@@ -7,6 +7,7 @@ from crannog.core.announcement import AgentState, AgentStatus
 from crannog.core.domain import DomainState
 from crannog.core.plan import AwaitAgent
 from crannog.daemon.machines import Machines
+from crannog.daemon.waiting import first_of
 from crannog.daemon.world import World
 from crannog.errors import AgentTimeoutError, StartError
 
@@ -30,12 +31,9 @@ class AgentWatch:
         status = self._world.agents.status(step.uuid)
         if status and status.agent is AgentState.READY:
             event.set()
-        waits = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(self._machines.ended(step.uuid))}
         try:
-            await asyncio.wait(waits, timeout=step.timeout, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(step.timeout, event.wait(), self._machines.ended(step.uuid))
         finally:
-            for wait in waits:
-                wait.cancel()
             del self._ready[step.uuid]
         if not event.is_set():
             await self._explain(step)

@@ -26,8 +26,9 @@ class Autostart:
 
     def begin(self) -> None:
         """Start what is to be started after this boot, unless that was done: a user has shut some down since then."""
-        if self._is_due():
-            self._work = asyncio.ensure_future(self._start_all())
+        vms = autostart_order(self._lifecycle.registry.local_vms())
+        if self._is_due(vms):
+            self._work = asyncio.ensure_future(self._start_all(vms))
 
     async def abandon(self) -> None:
         """Begin no more starts; those that go on are the lifecycle's."""
@@ -35,8 +36,7 @@ class Autostart:
             self._work.cancel()
             await asyncio.wait([self._work])
 
-    def _is_due(self) -> bool:
-        vms = autostart_order(self._lifecycle.registry.local_vms())
+    def _is_due(self, vms: list[LocalVM]) -> bool:
         if not self._boot_id:
             if vms:
                 log.error("%s not started: this host does not tell when it was booted", _names(vms))
@@ -62,9 +62,8 @@ class Autostart:
         os.replace(f"{self._mark}.new", self._mark)
         return True
 
-    async def _start_all(self) -> None:
+    async def _start_all(self, vms: list[LocalVM]) -> None:
         slots = asyncio.Semaphore(AT_ONCE)
-        vms = autostart_order(self._lifecycle.registry.local_vms())
         async with asyncio.TaskGroup() as group:
             for vm in vms:
                 group.create_task(self._start(vm, slots))

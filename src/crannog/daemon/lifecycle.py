@@ -20,10 +20,10 @@ from crannog.daemon.runner import Action, Runner
 from crannog.daemon.shutdowns import Shutdowns, describe_failure
 from crannog.daemon.steps import Starting, Steps
 from crannog.daemon.world import Tell, World
+from crannog.editing.hold import check_free
 from crannog.errors import (
     CrannogError,
     StartError,
-    StateError,
     VMNotFoundError,
     VMNotHaltedError,
 )
@@ -67,8 +67,7 @@ class Lifecycle:
 
     async def plan(self, vm: LocalVM, request: StartRequest) -> Plan:
         """Return the steps of a start; raises what `plan_start` raises."""
-        if vm.uuid in self.machines.busy:
-            raise StateError(f"{vm.name} cannot be started: {self.machines.busy[vm.uuid]}")
+        check_free(self.machines.busy, vm, "be started")
         facts = StartFacts(
             power_state=self.machines.power_state(vm.uuid),
             active=self.machines.active(),
@@ -125,7 +124,7 @@ class Lifecycle:
             try:
                 stages = await self._runner.run(vm.name, plan)
             except BaseException as error:
-                self._tell_failure(start, describe_failure(error))
+                self._tell_failure(vm, start, describe_failure(error))
                 if not isinstance(error, CrannogError):
                     raise
                 is_named = str(error).startswith(f"{vm.name} ")
@@ -146,8 +145,8 @@ class Lifecycle:
         for uuid in {origin(vm, name)[0].uuid for name in vm.volumes} - {vm.uuid}:
             await self.news.settled(uuid)
 
-    def _tell_failure(self, start: Starting, reason: str) -> None:
-        self.machines.finish(next(uuid for uuid, other in self.steps.starting.items() if other is start))
+    def _tell_failure(self, vm: LocalVM, start: Starting, reason: str) -> None:
+        self.machines.finish(vm.uuid)
         if start.is_spawned:
             self._tell(events.plain(start.vm, "domain-stopped") + events.plain(start.vm, "domain-shutdown"))
         self._tell(events.start_failed(start.vm, reason))

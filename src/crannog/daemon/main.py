@@ -110,7 +110,7 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
         log.info("crannogd %s serves %s", __version__, paths.home)
         if ready is not None:
             announce_ready(ready)
-        autostart = Autostart(inventory.lifecycle, f"{paths.run}/autostarted", read_boot_id())
+        autostart = Autostart(inventory.lifecycle, paths.autostart_mark, read_boot_id())
         autostart.begin()
         await _until_told_to_stop()
         await autostart.abandon()

@@ -66,8 +66,9 @@ class News:
             if not self._is_starting(uuid):
                 self._tell(events.plain(vm.name, "domain-stopped"))
         elif _GOING.get(after) and _GOING.get(after) != _GOING.get(before):
-            is_woken = before is DomainState.SUSPENDED
-            self._tell(events.plain(vm.name, _GOING[after]) + events.plain(vm.name, "domain-resumed")[: int(is_woken)])
+            self._tell(events.plain(vm.name, _GOING[after]))
+            if before is DomainState.SUSPENDED:
+                self._tell(events.plain(vm.name, "domain-resumed"))
 
     def _note_stranger(self, vm: LocalVM, state: DomainState) -> None:
         """Tell at once of a VM that somebody started behind our back: more news of it may come in the same moment."""

@@ -11,6 +11,7 @@ from crannog.daemon.agents import AgentWatch
 from crannog.daemon.machines import Machines
 from crannog.daemon.memory import MemoryLedger
 from crannog.daemon.runner import Action
+from crannog.daemon.waiting import first_of
 from crannog.daemon.world import Tell, World
 from crannog.errors import HypervisorError, StartError
 
@@ -142,12 +143,4 @@ class Steps:
 
     async def _either(self, uuid: str, state: DomainState) -> None:
         """Return when the news of a state, or of the domain's end, has come; or when it is overdue."""
-        waits = {
-            asyncio.ensure_future(self._machines.reached(uuid, state)),
-            asyncio.ensure_future(self._machines.ended(uuid)),
-        }
-        try:
-            await asyncio.wait(waits, timeout=NEWS_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await first_of(NEWS_TIMEOUT, self._machines.reached(uuid, state), self._machines.ended(uuid))

@@ -63,8 +63,7 @@ class Pools:
                 f"driver {driver} has no option '{unknown[:80]}'; its options are {', '.join(known)}"
             )
         config = new_pool(name, driver, options)
-        if name in self._registry.pools:
-            raise PoolInUseError(f"a pool called '{name}' exists already; choose another name")
+        self._registry.check_pool_name_is_free(name)
         return config
 
     def remove(self, name: str) -> None:

@@ -243,15 +243,15 @@ class Population:
 
     def _free_dispid(self) -> int:
         """Return a number that no disposable has: any, so that it says nothing about those before."""
-        taken = self._dispids | {vm.values.get("dispid") for vm in self._registry}
-        free = [number for number in range(1, MAX_DISPID) if number not in taken]
-        return self._choose_from(free)
+        return self._choose_from(self._free_dispids())
 
     def _free_numbered_name(self) -> int:
         """Return such a number that is in no VM's name either."""
+        return self._choose_from([n for n in self._free_dispids() if self._registry.by_name(f"disp{n}") is None])
+
+    def _free_dispids(self) -> list[int]:
         taken = self._dispids | {vm.values.get("dispid") for vm in self._registry}
-        by_name = self._registry.by_name
-        return self._choose_from([n for n in range(1, MAX_DISPID) if n not in taken and by_name(f"disp{n}") is None])
+        return [number for number in range(1, MAX_DISPID) if number not in taken]
 
     def _choose_from(self, free: list[int]) -> int:
         if not free:

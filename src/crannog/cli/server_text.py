@@ -6,7 +6,7 @@ control character.
 
 from __future__ import annotations
 
-from crannog.cli.tool import say
+from crannog.cli.tool import escape, say
 from crannog.errors import DaemonError, DeniedError, NotFoundError
 
 # Importing typing and collections.abc would cost each tool 8 ms; type checkers take this name for true.
@@ -59,13 +59,6 @@ def list_vms(client: Caller) -> list[str]:
     """Return the names of all VMs, dom0 first."""
     lines = fetch(client, "admin.vm.List").splitlines()
     return [line.split(" ", 1)[0] for line in lines if line]
-
-
-def escape(text: str) -> str:
-    """Return the text with everything but printable characters as escapes, so that a terminal shows it and no more."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
