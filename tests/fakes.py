@@ -75,8 +75,14 @@ class FakeHypervisor:
     async def domains(self) -> list[DomainInfo]:
         return list(self.domain_states.values())
 
+    async def end_strays(self, ours: frozenset[str]) -> list[str]:
+        del ours
+        return []
+
     async def create_paused(self, spec: DomainSpec) -> DomainInfo:
         self._fail_if_asked("create_paused")
+        if spec.name in {info.name for info in self.domain_states.values()}:
+            raise HypervisorError(f"{spec.name} could not be started: a domain of that name exists")
         self.specs.append(spec)
         info = DomainInfo(spec.uuid, spec.name, DomainState.PAUSED, len(self.specs))
         self.domain_states[spec.uuid] = info
@@ -90,18 +96,28 @@ class FakeHypervisor:
         self._fail_if_asked("pause")
         self._move(uuid, DomainState.PAUSED)
 
-    def _move(self, uuid: str, state: DomainState) -> None:
+    def _check_there(self, uuid: str) -> None:
         if uuid not in self.domain_states:
             raise HypervisorError(f"{uuid} has no domain")
+
+    def _move(self, uuid: str, state: DomainState) -> None:
+        self._check_there(uuid)
         self.domain_states[uuid] = replace(self.domain_states[uuid], state=state)
         self._listener(uuid, state)
 
     async def statistics(self) -> list[DomainStats]:
         self._fail_if_asked("statistics")
-        return [DomainStats(uuid, 409600, 409600, 5_000_000_000, 2) for uuid in self.domain_states]
+        return [DomainStats(uuid, *self._memory(uuid), 5_000_000_000, 2) for uuid in self.domain_states]
+
+    def _memory(self, uuid: str) -> tuple[int, int]:
+        """Return what a domain has, and may have, in KiB; one that was not created here has 400 MiB."""
+        spec = next((spec for spec in reversed(self.specs) if spec.uuid == uuid), None)
+        memory = spec.memory << 10 if spec else 409600
+        return memory, memory
 
     async def console(self, uuid: str) -> str:
         self._fail_if_asked("console")
+        self._check_there(uuid)
         return f"/dev/pts/{self.domain_states[uuid].xid}"
 
     async def destroy(self, uuid: str) -> None:
@@ -113,10 +129,11 @@ class FakeHypervisor:
         await self.destroy(uuid)
 
     async def usage(self, uuid: str) -> DomainUsage | None:
-        return DomainUsage(409600, 409600, 5_000_000_000) if uuid in self.domain_states else None
+        return DomainUsage(*self._memory(uuid), 5_000_000_000) if uuid in self.domain_states else None
 
     async def screenshot(self, uuid: str) -> bytes:
         self._fail_if_asked("screenshot")
+        self._check_there(uuid)
         return b"P6 1 1 255 " + uuid[:3].encode()
 
     async def diagnose(self) -> list[str]:
@@ -143,6 +160,9 @@ class FakeAgents:
 
     async def stop(self, uuid: str) -> None:
         self.running.discard(uuid)
+
+    async def end_strays(self) -> list[str]:
+        return []
 
     def status(self, uuid: str) -> AgentStatus | None:
         return self.statuses.get(uuid)

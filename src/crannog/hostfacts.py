@@ -4,9 +4,9 @@ import contextlib
 import os
 
 from crannog.core.runtime import HostFacts
+from crannog.hostprocesses import find_emulators
 
 _MIB = 2**20
-_UUID_OPTION = b"-uuid"
 
 
 def read_host_facts() -> HostFacts:
@@ -44,27 +44,14 @@ class HostMemory:
     def resident(self, uuids: frozenset[str]) -> dict[str, int]:
         """Return how much of each VM is in the host's memory, in MiB; one that is not found is left out.
 
-        QEMU names its VM by `-uuid` on its command line, also under a libvirtd of its own. It is not libvirt that is
-        asked: that asks each QEMU in turn, and waits for one that hangs.
+        It is not libvirt that is asked: that asks each QEMU in turn, and waits for one that hangs.
         """
         found: dict[str, int] = {}
-        for process in self._processes() if uuids else []:
+        for uuid, process in find_emulators(uuids, proc=self._proc).items():
             with contextlib.suppress(OSError, ValueError, IndexError):  # it may end while it is looked at
-                uuid = self._find_uuid(process)
-                if uuid in uuids:
-                    found[uuid] = max(found.get(uuid, 0), self._read_resident(process))
+                found[uuid] = self._read_resident(process)
         return found
 
-    def _processes(self) -> list[str]:
-        with contextlib.suppress(OSError):
-            return [name for name in os.listdir(self._proc) if name.isdecimal()]
-        return []
-
-    def _find_uuid(self, process: str) -> str:
-        with open(f"{self._proc}/{process}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
-        return words[words.index(_UUID_OPTION) + 1].decode("ascii", "replace").lower()
-
-    def _read_resident(self, process: str) -> int:
+    def _read_resident(self, process: int) -> int:
         with open(f"{self._proc}/{process}/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // _MIB

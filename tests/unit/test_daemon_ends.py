@@ -605,25 +605,3 @@ async def test_a_disposable_whose_start_was_not_finished_is_removed_once(
     assert life.told == ["disp1 domain-stopped", "disp1 domain-shutdown", *REMOVED]
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
     await life.is_gone()
-
-
-async def test_the_looks_after_an_adoption_outlive_a_failure(
-    life: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A hypervisor lists a domain that is not there any more, fails once, and then says the truth."""
-    monkeypatch.setattr("crannog.daemon.adoption.ADOPTION_CHECKS", (0.01, 0.01, 0.01))
-    info = DomainInfo(life.work.uuid, "work", DomainState.RUNNING, 7)
-    answers: list[list[DomainInfo] | HypervisorError] = [[info], HypervisorError("busy"), [info], []]
-
-    async def answer() -> list[DomainInfo]:
-        found = answers.pop(0)
-        if isinstance(found, HypervisorError):
-            raise found
-        return found
-
-    monkeypatch.setattr(life.inside.hypervisor, "domains", answer)
-    await adopt(life)
-    await life.settle()
-    assert life.told == ENDED
-    assert "busy" in caplog.text
-    await life.is_gone()

@@ -60,7 +60,7 @@ CAUSES = {
     ),
     "operation failed: domain 'work' already exists with uuid 1": (
         "domain 'work' already exists with uuid 1",
-        "end the domain of that name first",
+        "end it where it was started",
     ),
 }
 

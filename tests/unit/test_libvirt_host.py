@@ -1,6 +1,6 @@
 """What a Xen host says of itself."""
 
-from crannog.adapters.libvirt.host import read_xen_capabilities
+from crannog.adapters.libvirt.hosts.xen import read_xen_capabilities
 from crannog.core.domain import HostCapabilities
 
 EMULATOR = "/usr/libexec/xen-qemu-system-i386"

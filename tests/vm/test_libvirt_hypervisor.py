@@ -6,7 +6,7 @@ A process can open one folder of the in-process driver in its life, so all tests
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -22,6 +22,8 @@ from crannog.config import Paths, Settings
 from crannog.core.domain import Boot, Channel, Disk, DomainSpec, DomainState, HostCapabilities
 from crannog.errors import HypervisorError
 from crannog.ports.hypervisor import Hypervisor
+from tests.contract.hypervisor_contract import *  # noqa: F403 - the tests
+from tests.contract.hypervisor_contract import until
 from tests.fakes import add_vm, build_inside, short_folder
 from tests.vm.libvirtd import Libvirtd
 
@@ -141,15 +143,16 @@ async def test_a_domain_lives_and_ends(hypervisor: Hypervisor, spec: DomainSpec)
     assert states[-1] is DomainState.ABSENT
 
 
-async def test_ending_a_domain_is_quick(hypervisor: Hypervisor, spec: DomainSpec) -> None:
-    if hypervisor.is_shared:
-        pytest.xfail("libvirtd waits until init has buried QEMU, which takes seconds where init is slow")
+async def test_an_end_is_told_at_once(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    """Libvirt looks each 0.2 s whether QEMU is gone, and each 2 s for one that init does not bury."""
+    ended = asyncio.Event()
+    hypervisor.listen(lambda _uuid, state: ended.set() if state is DomainState.ABSENT else None)
     await hypervisor.create_paused(spec)
     await hypervisor.resume(spec.uuid)
-    before = time.monotonic()
-    await hypervisor.destroy(spec.uuid)
-    # libvirt looks each 0.2 s whether QEMU is gone: at most three looks.
-    assert time.monotonic() - before < 0.7
+    ending = asyncio.create_task(hypervisor.destroy(spec.uuid))
+    await asyncio.wait_for(ended.wait(), 0.7)
+    assert [word for pid in emulators(spec.uuid) for word in Path(f"/proc/{pid}/cmdline").read_bytes()] == []
+    await ending
 
 
 async def test_a_guest_that_powers_off_is_absent(hypervisor: Hypervisor, spec: DomainSpec, tmp_path: Path) -> None:
@@ -172,18 +175,6 @@ async def test_an_absent_domain_is_tolerated_where_the_port_says_so(hypervisor: 
         await hypervisor.resume(uuid)
     with pytest.raises(HypervisorError, match="has no screen"):
         await hypervisor.screenshot(uuid)
-
-
-async def test_reading_while_a_domain_vanishes(hypervisor: Hypervisor, spec: DomainSpec) -> None:
-    await hypervisor.create_paused(spec)
-    ending = asyncio.create_task(hypervisor.destroy(spec.uuid))
-    reads = 0
-    while not ending.done():
-        await asyncio.gather(hypervisor.domains(), hypervisor.usage(spec.uuid))
-        reads += 1
-    await ending
-    assert reads > 0
-    assert await hypervisor.domains() == []
 
 
 async def test_channels_can_be_connected_before_the_guest_runs(hypervisor: Hypervisor, spec: DomainSpec) -> None:
@@ -241,7 +232,7 @@ async def test_a_start_that_nobody_waits_for_leaves_nothing(hypervisor: Hypervis
 
 async def test_a_name_is_taken_once(hypervisor: Hypervisor, spec: DomainSpec) -> None:
     await hypervisor.create_paused(spec)
-    with pytest.raises(HypervisorError, match="end the domain of that name first"):
+    with pytest.raises(HypervisorError, match=r"it is not this home.s: end it where it was started"):
         await hypervisor.create_paused(replace(spec, uuid=str(uuid4())))
     assert [domain.uuid for domain in await hypervisor.domains()] == [spec.uuid]
 
@@ -287,20 +278,6 @@ async def test_kvm_is_tried_once_and_within_bounds(tmp_path: Path) -> None:
     assert time.monotonic() - tried < 0.2
     assert first == second
     assert first.accel == ("kvm" if "trial guest ran" in first.reason else "tcg")
-
-
-async def test_pausing_and_going_on(hypervisor: Hypervisor, spec: DomainSpec) -> None:
-    told: list[DomainState] = []
-    hypervisor.listen(lambda _uuid, state: told.append(state))
-    await hypervisor.create_paused(spec)
-    await hypervisor.resume(spec.uuid)
-    await hypervisor.pause(spec.uuid)
-    assert [domain.state for domain in await hypervisor.domains()] == [DomainState.PAUSED]
-    await hypervisor.resume(spec.uuid)
-    await asyncio.sleep(0.05)
-    assert told[-3:] == [DomainState.RUNNING, DomainState.PAUSED, DomainState.RUNNING]
-    with pytest.raises(HypervisorError, match="cannot be paused"):
-        await hypervisor.pause(str(uuid4()))
 
 
 async def test_statistics_of_all_in_one_call(hypervisor: Hypervisor, spec: DomainSpec) -> None:
@@ -355,11 +332,3 @@ async def test_a_vm_that_somebody_else_starts_and_ends_is_told_of(
         await until(lambda: told[-1] == "domain-shutdown")
         assert told == ["domain-start", "domain-paused", "domain-unpaused", "domain-stopped", "domain-shutdown"]
         assert (vm.power_state, vm.get("xid"), inside.agents.running) == ("Halted", -1, set())
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if is_true():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not within 10 s")

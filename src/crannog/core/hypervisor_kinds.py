@@ -78,7 +78,14 @@ class Xen(HypervisorKind):
         )
 
 
-KINDS = {kind.name: kind for kind in HypervisorKind.__subclasses__()}
+class Mock(Qemu):
+    """libvirt's test driver: names and states of domains, and no guest. What it is told looks like QEMU's."""
+
+    name = "test"
+    takes_host_memory = False
+
+
+KINDS: dict[str, type[HypervisorKind]] = {kind.name: kind for kind in (Qemu, Xen, Mock)}
 
 
 def find_kind(capabilities: HostCapabilities) -> type[HypervisorKind]:

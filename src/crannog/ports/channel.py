@@ -24,6 +24,9 @@ class AgentLinks(Protocol):
     async def stop(self, uuid: str) -> None:
         """End the VM's RPC process; no error when there is none."""
 
+    async def end_strays(self) -> list[str]:
+        """End the RPC processes that serve no VM which was adopted; return a sentence for each."""
+
     def status(self, uuid: str) -> AgentStatus | None:
         """Return what is known of the VM's agent, None without a process."""
 

@@ -33,6 +33,9 @@ class Hypervisor(Protocol):
     async def domains(self) -> list[DomainInfo]:
         """Return all domains, in one bulk call."""
 
+    async def end_strays(self, ours: frozenset[str]) -> list[str]:
+        """End what is left of domains that are not there, of the VMs with these UUIDs; return a sentence for each."""
+
     async def create_paused(self, spec: DomainSpec) -> DomainInfo:
         """Create a domain with its CPUs stopped."""
 

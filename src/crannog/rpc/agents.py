@@ -15,6 +15,7 @@ from crannog.core.announcement import AgentState, AgentStatus
 from crannog.errors import CrannogError, RpcError
 from crannog.ports.channel import StatusListener
 from crannog.rpc.link import RpcLink
+from crannog.rpc.strays import end_strays
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,11 @@ class VMProcesses:
         # A process that was killed cannot take its socket away; one that ended by itself did.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(follower.link.path)
+
+    async def end_strays(self) -> list[str]:
+        """End the RPC processes of this home that none of the VMs uses whose processes are followed."""
+        used = {follower.link.path: follower.process for follower in self._followers.values()}
+        return await asyncio.to_thread(end_strays, self._paths.run, used)
 
     async def power_off(self, uuid: str) -> bool:
         """Ask the agent to shut its guest down; False when no agent is there to ask."""

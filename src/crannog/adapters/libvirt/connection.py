@@ -6,12 +6,16 @@ import os
 from typing import TYPE_CHECKING
 
 from crannog.adapters.libvirt import console, driver, failures, orphans
-from crannog.adapters.libvirt.accel import AccelChoice, check_emulator, choose_accel, find_emulator
+from crannog.adapters.libvirt.accel import find_emulator
+from crannog.adapters.libvirt.consolelogs import ConsoleLogs
 from crannog.adapters.libvirt.domain_xml import build_domain_xml
-from crannog.adapters.libvirt.embed import isolation_gaps
+from crannog.adapters.libvirt.endings import Endings
+from crannog.adapters.libvirt.hosts.host import Place, find_host
+from crannog.adapters.libvirt.recount import Recount
 from crannog.adapters.libvirt.roots import choose_root
 from crannog.adapters.libvirt.screenshot import take_screenshot
 from crannog.adapters.libvirt.session import Session
+from crannog.adapters.libvirt.strays import end_strays
 from crannog.config import Paths, Settings
 from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainStats, DomainUsage, HostCapabilities
 from crannog.errors import HypervisorError
@@ -20,9 +24,6 @@ from crannog.ports.hypervisor import StateListener
 if TYPE_CHECKING:
     import libvirt
 
-_LOG_SECONDS = 5.0
-_LOOKS = (0.0, 0.2, 1.0, 5.0)
-"""Pauses in seconds before each look at the domains after the connection came back."""
 _CREATE_SECONDS = 60.0
 """How long QEMU may take until it answers; libvirt itself waits for ever. A big one may take some seconds."""
 
@@ -32,18 +33,18 @@ class LibvirtHypervisor:
 
     def __init__(self, paths: Paths, settings: Settings) -> None:
         self._settings = settings
-        self._cache = paths.cache
         self._overrides = paths.overrides
         self._root = choose_root(paths, settings)
         self.is_shared = self._root.is_shared
-        self._session = Session(self._root, self._tell, self._look_again)
+        self._session = Session(self._root, self._hear, self._look_again)
+        self._host = find_host(Place(self._session, self._root, settings, paths.cache))
         self._listeners: list[StateListener] = []
-        self._logs: dict[str, tuple[str, ...]] = {}
-        """The logs of the domains that are there, by UUID."""
+        self._endings = Endings(self._tell)
+        self._logs = ConsoleLogs()
         self._held = contextlib.ExitStack()
-        self._host: tuple[str, AccelChoice] | None = None
-        self._host_lock = asyncio.Lock()
+        self._recount = Recount(self.domains, self._logs.uuids, self._hear)
         self._keeper: asyncio.Task[None] | None = None
+        self._looks: asyncio.Task[None] | None = None
 
     # -- connection
 
@@ -62,11 +63,11 @@ class LibvirtHypervisor:
         except BaseException:
             await self.close()
             raise
-        self._keeper = asyncio.create_task(self._keep_logs_short())
+        self._keeper = asyncio.create_task(self._logs.keep())
 
     async def _adopt_orphans(self) -> None:
         # Without QEMU there will be no orphans, and whoever starts a VM is told so. A libvirtd sees to its own.
-        if self.is_shared:
+        if not self._root.is_embedded:
             return
         with contextlib.suppress(HypervisorError):
             emulator = find_emulator(self._settings.emulator)
@@ -75,32 +76,27 @@ class LibvirtHypervisor:
                 self._held.callback(orphans.release)
 
     async def _adopt_domains(self) -> None:
-        for domain in await self.domains():
+        found = await self.domains()
+        for domain in found:
             path = await self._session.ask(domain.uuid, f"reading the console of {domain.name}", console.find_console)
-            self._logs[domain.uuid] = (path or "", self._root.log(domain.name))
+            self._logs.add(domain.uuid, path or "", self._root.log(domain.name))
+        if found:
+            self._recount_on({domain.uuid: domain.state for domain in found})
 
     async def _look_again(self) -> None:
-        """Tell what is there after a time without news: as it is now, and what is there no more.
+        """Tell everything that is there after the connection came back, and go on looking for a while."""
+        self._recount_on(await self._recount.look({}))
 
-        One look is not enough: libvirtd lists a domain as it was last saved before it has found its QEMU again, and
-        tells nobody when it then does not find it.
-        """
-        told: dict[str, DomainState] = {}
-        for pause in _LOOKS:
-            await asyncio.sleep(pause)
-            there = {domain.uuid: domain.state for domain in await self.domains()}
-            for uuid in set(self._logs) - set(there):
-                self._tell(uuid, DomainState.ABSENT)
-            for uuid, state in there.items():
-                if told.get(uuid) is not state:
-                    self._tell(uuid, state)
-            told = there
+    def _recount_on(self, told: dict[str, DomainState]) -> None:
+        if self._looks:
+            self._looks.cancel()
+        self._looks = asyncio.create_task(self._recount.go_on(told))
 
     async def close(self) -> None:
         """Disconnect. Domains go on running."""
-        if self._keeper:
-            self._keeper.cancel()
-            self._keeper = None
+        for task in filter(None, (self._keeper, self._looks)):
+            task.cancel()
+        self._keeper = self._looks = None
         self._held.close()
         await self._session.close()
 
@@ -108,59 +104,30 @@ class LibvirtHypervisor:
         """Have `listener` called, in the event loop, whenever a domain changes its state or ends."""
         self._listeners.append(listener)
 
+    def _hear(self, uuid: str, state: DomainState) -> None:
+        """Take libvirt's news of a domain."""
+        self._recount.note(uuid)
+        if not self._endings.is_old(uuid, state):
+            self._tell(uuid, state)
+
     def _tell(self, uuid: str, state: DomainState) -> None:
         if state is DomainState.ABSENT:
-            self._logs.pop(uuid, None)
+            self._logs.drop(uuid)
         for listener in tuple(self._listeners):
             listener(uuid, state)
 
-    async def _keep_logs_short(self) -> None:
-        while True:
-            await asyncio.sleep(_LOG_SECONDS)
-            for path in [path for logs in self._logs.values() for path in logs]:
-                with contextlib.suppress(OSError):
-                    await self._session.run(console.shorten_log, path)
-
     # -- the host
-
-    async def _find_host(self) -> tuple[str, AccelChoice]:
-        async with self._host_lock:
-            if self._host is None:
-                emulator = find_emulator(self._settings.emulator)
-                if self._settings.emulator:
-                    await check_emulator(emulator)
-                choice = await choose_accel(self._settings.accel, emulator, self._cache)
-                self._host = emulator, choice
-            return self._host
 
     async def capabilities(self) -> HostCapabilities:
         """Return what the host can run. The first call on a host takes seconds: QEMU and KVM are tried out.
 
         Raises HypervisorError when QEMU is missing.
         """
-        emulator, choice = await self._find_host()
-
-        def ask(connection: "libvirt.virConnect") -> bool:
-            import libvirt
-
-            virt_type = "kvm" if choice.accel == "kvm" else "qemu"
-            try:
-                connection.getDomainCapabilities(emulator, "x86_64", "q35", virt_type)
-            except libvirt.libvirtError:
-                return False
-            self._root.share_capabilities()
-            return True
-
-        return HostCapabilities(choice.accel, await self._session.call(ask), emulator)
+        return await self._host.capabilities()
 
     async def diagnose(self) -> list[str]:
         """Return what this host can and cannot do, a sentence each."""
-        capabilities = await self.capabilities()
-        _, choice = await self._find_host()
-        sentences = [f"VMs run with {choice.accel}: {choice.reason}."]
-        can = "can" if capabilities.has_hvm else "cannot"
-        sentences.append(f"This host {can} run HVMs; the emulator is {capabilities.emulator}.")
-        return sentences + [f"Isolation: {gap}." for gap in isolation_gaps()]
+        return await self._host.diagnose()
 
     # -- domains
 
@@ -179,14 +146,18 @@ class LibvirtHypervisor:
         found = await self._session.query("listing the domains", ask)
         return [domain for domain in found if domain.state is not DomainState.ABSENT]
 
+    async def end_strays(self, ours: frozenset[str]) -> list[str]:
+        """End the QEMUs of our VMs that have no domain; return a sentence for each."""
+        there = frozenset(info.uuid for info in await self.domains())
+        return await asyncio.to_thread(end_strays, ours, there, self._root.path)
+
     async def create_paused(self, spec: DomainSpec) -> DomainInfo:
         """Create a domain with its CPUs stopped.
 
         Raises HypervisorError with QEMU's reason; then nothing is left of the domain. A caller that stops waiting
         leaves no domain behind either.
         """
-        emulator, choice = await self._find_host()
-        host = HostCapabilities(choice.accel, has_hvm=True, emulator=emulator, runs_as=self._root.runs_as())
+        host = await self._host.describe()
         xml = await self._session.run(build_domain_xml, spec, host, self._overrides)
         job = asyncio.ensure_future(self._session.call(lambda connection: self._create(connection, spec, xml)))
         try:
@@ -203,7 +174,7 @@ class LibvirtHypervisor:
                 f"{spec.name} could not be started: QEMU did not answer within {_CREATE_SECONDS:.0f} s: "
                 f"read QEMU's log {self._root.log(spec.name)}"
             ) from error
-        self._logs[spec.uuid] = (spec.console_log, self._root.log(spec.name))
+        self._logs.add(spec.uuid, spec.console_log, self._root.log(spec.name))
         return domain
 
     def _create(self, connection: "libvirt.virConnect", spec: DomainSpec, xml: str) -> DomainInfo:
@@ -211,7 +182,7 @@ class LibvirtHypervisor:
 
         try:
             console.start_log(spec.console_log)
-            domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
+            domain = self._host.create(connection, xml)
         except OSError as error:
             raise HypervisorError(f"{spec.name}: no console log at {spec.console_log}: {error.strerror}") from error
         except libvirt.libvirtError as error:
@@ -240,15 +211,16 @@ class LibvirtHypervisor:
             raise HypervisorError(f"{uuid} cannot be paused: it has no domain (any more); start the VM again")
 
     async def destroy(self, uuid: str) -> None:
-        """End the domain at once. An absent domain is no error."""
-        await self._session.ask(uuid, f"destroying {uuid}", lambda domain: domain.destroy())
+        """End the domain at once, and return when it is gone. An absent domain is no error."""
+
+        async def destroy() -> None:
+            await self._session.ask(uuid, f"destroying {uuid}", lambda domain: domain.destroy())
+
+        await self._endings.end(uuid, destroy, is_whole=uuid in self._logs.uuids())
 
     async def press_power_button(self, uuid: str) -> None:
         """Send the ACPI power button. An absent domain is no error."""
-        import libvirt
-
-        button = libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
-        await self._session.ask(uuid, f"the power button of {uuid}", lambda domain: domain.shutdownFlags(button))
+        await self._session.ask(uuid, f"the power button of {uuid}", self._host.press_power_button)
 
     async def usage(self, uuid: str) -> DomainUsage | None:
         """Return what the domain uses; None when it is absent."""

@@ -4,7 +4,7 @@ import logging
 
 from lxml import etree
 
-from crannog.adapters.libvirt.xml import qemu, xen
+from crannog.adapters.libvirt.xml import mock, qemu, xen
 from crannog.adapters.libvirt.xml.machine import find_machine
 from crannog.adapters.libvirt.xml.override_file import read_override
 from crannog.adapters.libvirt.xml.overrides import merge_override
@@ -13,7 +13,7 @@ from crannog.errors import HypervisorError
 
 log = logging.getLogger(__name__)
 
-MACHINES = (qemu, xen)
+MACHINES = (mock, qemu, xen)
 """The modules whose machines are registered by being imported here."""
 
 

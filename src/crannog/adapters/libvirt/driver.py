@@ -149,8 +149,8 @@ def connect(uri: str, on_loss: Callable[[], None] | None = None) -> "libvirt.vir
 
     if on_loss is not None:
         connection = libvirt.open(uri)
-        connection.registerCloseCallback(lambda _connection, _reason, _opaque: on_loss(), None)
-        with contextlib.suppress(libvirt.libvirtError):  # drivers without a wire have none
+        with contextlib.suppress(libvirt.libvirtError):  # drivers without a wire have neither
+            connection.registerCloseCallback(lambda _connection, _reason, _opaque: on_loss(), None)
             connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
         return connection
     with _loop_lock:
@@ -168,8 +168,10 @@ def disconnect(connection: "libvirt.virConnect", subscription: int, is_own: bool
     # One that is broken is as good as closed.
     with contextlib.suppress(libvirt.libvirtError):
         connection.domainEventDeregisterAny(subscription)
-        if is_own:
+    if is_own:
+        with contextlib.suppress(libvirt.libvirtError):
             connection.unregisterCloseCallback()
+        with contextlib.suppress(libvirt.libvirtError):
             connection.close()
 
 

@@ -100,6 +100,7 @@ class EmbeddedRoot:
     """
 
     is_shared = False
+    is_embedded = True
 
     def __init__(self, home: str, cache: str) -> None:
         self._home = home

@@ -54,6 +54,10 @@ _KNOWN_CAUSES = (
         r"No such file or directory|Cannot access storage file",
         "restore the missing file, then start the VM again",
     ),
+    (
+        r"already exists with uuid",
+        "it is not this home's: end it where it was started, or give this VM another name",
+    ),
     (r"already (?:exists|running|active|in use)", "end the domain of that name first"),
 )
 

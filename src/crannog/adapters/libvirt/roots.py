@@ -1,4 +1,4 @@
-"""Which libvirt: the one in our own process (embed.py), or a libvirtd that serves others as well."""
+"""Which libvirt: the one in our own process (embed.py), a libvirtd that serves others as well, or its test driver."""
 
 import os
 from typing import Protocol
@@ -7,7 +7,8 @@ from crannog.adapters.libvirt.embed import URI, EmbeddedRoot
 from crannog.config import Paths, Settings
 from crannog.errors import HypervisorError, ValueRefusedError
 
-DAEMON_URIS = ("qemu:///session", "qemu:///system")
+DAEMON_URIS = ("qemu:///session", "qemu:///system", "xen:///")
+MOCK_URI = "test:///"
 
 
 class Root(Protocol):
@@ -18,6 +19,8 @@ class Root(Protocol):
     uri: str
     is_shared: bool
     """Others have domains there as well, which are none of our business."""
+    is_embedded: bool
+    """QEMU is started by this process."""
 
     def prepare(self) -> str:
         """Make everything ready and return the URI to open; raises HypervisorError."""
@@ -39,6 +42,7 @@ class DaemonRoot:
     """A libvirtd. Its domains are those of all its users; ours are known by their UUIDs."""
 
     is_shared = True
+    is_embedded = False
 
     def __init__(self, uri: str, home: str) -> None:
         self.uri = uri
@@ -46,12 +50,15 @@ class DaemonRoot:
 
     def prepare(self) -> str:
         """Return the URI; raises HypervisorError when the folder for the log cannot be made."""
+        self._make_folder()
+        # The transport is named, because libvirt would else ask the driver in this process where that is loaded.
+        return self.uri.replace(":///", "+unix:///", 1)
+
+    def _make_folder(self) -> None:
         try:
             os.makedirs(self.path + "/log", mode=0o700, exist_ok=True)
         except OSError as error:
             raise HypervisorError(f"{self.path}/log cannot be made: {error.strerror}") from error
-        # The transport is named, because libvirt would else ask the driver in this process where that is loaded.
-        return self.uri.replace(":///", "+unix:///", 1)
 
     def share_capabilities(self) -> None:
         """Do nothing: libvirtd keeps what it finds out."""
@@ -61,7 +68,9 @@ class DaemonRoot:
         return ""
 
     def log(self, name: str) -> str:
-        """Return where that libvirtd writes QEMU's logs by default."""
+        """Return where that libvirtd writes the logs of QEMU, or of Xen's tools, by default."""
+        if self.uri.startswith("xen:"):
+            return f"/var/log/libvirt/libxl/{name}.log"
         if self.uri.startswith("qemu:///session"):
             cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
             return f"{cache}/libvirt/qemu/log/{name}.log"
@@ -72,13 +81,29 @@ class DaemonRoot:
         return f"+{os.geteuid()}:+{os.getegid()}" if self.uri.startswith("qemu:///system") else ""
 
 
+class MockRoot(DaemonRoot):
+    """libvirt's test driver, in this process. It has a domain of its own beside ours."""
+
+    def prepare(self) -> str:
+        """Return the URI."""
+        self._make_folder()
+        return self.uri
+
+    def log(self, name: str) -> str:
+        """Return nothing: nothing runs that could say anything."""
+        del name
+        return ""
+
+
 def choose_root(paths: Paths, settings: Settings) -> Root:
     """Return the libvirt that the settings name; raises ValueRefusedError for one that is not supported."""
     if settings.libvirt_uri == URI:
         return EmbeddedRoot(paths.home, paths.cache)
     if settings.libvirt_uri.startswith(DAEMON_URIS):
         return DaemonRoot(settings.libvirt_uri, paths.home)
+    if settings.libvirt_uri.startswith(MOCK_URI):
+        return MockRoot(settings.libvirt_uri, paths.home)
     raise ValueRefusedError(
         f"libvirt_uri = '{settings.libvirt_uri}' in {paths.settings} is not supported; use {URI}, "
-        f"{', '.join(DAEMON_URIS)}"
+        f"{', '.join(DAEMON_URIS)} or {MOCK_URI}default"
     )

@@ -11,13 +11,11 @@ import contextlib
 import fcntl
 import glob
 import os
-import select
 import shutil
-import signal
 
 from lxml import etree
 
-_END_SECONDS = 5
+from crannog.hostprocesses import kill
 
 
 def discard_unborn(root: str, root_alias: str) -> set[str]:
@@ -70,23 +68,12 @@ def _read_born(status: str) -> list[tuple[str, str]]:
     return [(name, os.path.basename(os.path.dirname(path)))]
 
 
-def _kill(pid: int) -> None:
-    """Kill a process that may not be our child, and wait until it has ended."""
-    process = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        select.select([process], [], [], _END_SECONDS)
-    finally:
-        os.close(process)
-
-
 def _end_emulator(pid_file: str, name: str, root_alias: str) -> None:
     """End the QEMU that the file names, if it is one that serves this domain of this folder."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(pid_file, encoding="ascii") as file:
-            pid = int(file.read())
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
-        is_ours = any(os.fsencode(f"{root_alias}/lib/qemu/domain-") in word for word in words)
-        if is_ours and any(word.startswith(os.fsencode(f"guest={name},")) for word in words):
-            _kill(pid)
+    folder, guest = os.fsencode(f"{root_alias}/lib/qemu/domain-"), os.fsencode(f"guest={name},")
+
+    def is_ours(words: list[bytes]) -> bool:
+        return any(folder in word for word in words) and any(word.startswith(guest) for word in words)
+
+    with contextlib.suppress(OSError, ValueError), open(pid_file, encoding="ascii") as file:
+        kill(int(file.read()), is_ours)

@@ -1,10 +1,29 @@
-"""What a Xen host can run, read from libvirt's capabilities (https://libvirt.org/formatcaps.html)."""
+"""Xen: what its hosts can run is in libvirt's capabilities (https://libvirt.org/formatcaps.html)."""
 
 from lxml import etree
 
+from crannog.adapters.libvirt.hosts.host import Host
 from crannog.core.domain import HostCapabilities
 
 _WIDTH = "x86_64"
+
+
+class XenHost(Host):
+    """The dom0 of a Xen host, through libvirt's libxl driver."""
+
+    scheme = "xen"
+
+    async def capabilities(self) -> HostCapabilities:
+        """Return what this Xen can run. Raises HypervisorError."""
+        what = "reading what this Xen host can do"
+        xml = await self._place.session.query(what, lambda connection: connection.getCapabilities())
+        return read_xen_capabilities(xml)
+
+    async def diagnose(self) -> list[str]:
+        """Return whether there are HVMs."""
+        capabilities = await self.capabilities()
+        hvm = f"can run HVMs; their firmware is {capabilities.loader}" if capabilities.has_hvm else "cannot run HVMs"
+        return [f"VMs run on Xen, which {hvm}."]
 
 
 def read_xen_capabilities(xml: str) -> HostCapabilities:

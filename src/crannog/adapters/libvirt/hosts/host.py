@@ -1,0 +1,69 @@
+"""The registry of hosts: what one of libvirt's drivers needs to be told, and to be asked, in its own way.
+
+A host is a class that names the scheme of its URIs; defining it in a module that the package imports registers it.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from crannog.adapters.libvirt.roots import Root
+from crannog.adapters.libvirt.session import Session
+from crannog.config import Settings
+from crannog.core.domain import HostCapabilities
+
+if TYPE_CHECKING:
+    import libvirt
+
+_hosts: dict[str, type["Host"]] = {}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a host works with: the connection, whose libvirt it is, the settings, and the folder of the cache."""
+
+    session: Session
+    root: Root
+    settings: Settings
+    cache: str
+
+
+class Host:
+    """One host, as one driver shows it."""
+
+    scheme: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        """Register the class for its URIs."""
+        _hosts[cls.scheme] = cls
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    async def describe(self) -> HostCapabilities:
+        """Return what a domain's XML depends on; whether there are HVMs may be left open."""
+        return await self.capabilities()
+
+    async def capabilities(self) -> HostCapabilities:
+        """Return what the host can run. Raises HypervisorError."""
+        raise NotImplementedError
+
+    async def diagnose(self) -> list[str]:
+        """Return what the host can and cannot do, a sentence each. Raises HypervisorError."""
+        raise NotImplementedError
+
+    def create(self, connection: "libvirt.virConnect", xml: str) -> "libvirt.virDomain":
+        """Return a new domain whose processors are stopped. Blocks; raises libvirtError."""
+        import libvirt
+
+        return connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
+
+    def press_power_button(self, domain: "libvirt.virDomain") -> None:
+        """Ask the guest to power itself off. Blocks; raises libvirtError."""
+        import libvirt
+
+        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+
+def find_host(place: Place) -> Host:
+    """Return the host behind the URI of the place's root, which `choose_root` has checked."""
+    return _hosts[place.root.uri.partition(":")[0]](place)
