@@ -31,7 +31,7 @@ def furnish(home: Home) -> Home:
 def home() -> Iterator[Home]:
     home = furnish(Home())
     home.ok("qvm-start", "--wait", "work")
-    home.ok("qvm-kill", "work")
+    home.ok("qvm-shutdown", "--wait", "work")
     yield home
     home.close()
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from crannog.adapters.libvirt.modules import count_late_modules
 from crannog.core.domain import DomainInfo, DomainState, DomainStats
 from crannog.errors import HypervisorError
 
@@ -65,6 +66,7 @@ def load_libvirt(log: str) -> None:
         if _loop_threads:
             return
         _import_quietly(log)
+        count_late_modules()
         import libvirt
 
         libvirt.virEventRegisterDefaultImpl()

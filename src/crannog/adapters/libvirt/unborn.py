@@ -4,7 +4,7 @@ libvirt writes a status file before it has started QEMU, with process number 0. 
 the next one reads that file and has a domain that it neither takes up again nor can destroy: its start counts as going
 on for ever. A little earlier, files are there that no status file belongs to; a little later, libvirt would end the
 domain itself, but only after half a minute of trying to speak with a QEMU that may be gone. So all of that, and a QEMU
-that came of such a start, is taken away before libvirt looks.
+that came of such a start, is taken away before libvirt looks. So is a QEMU that was just being asked what it can do.
 """
 
 import contextlib
@@ -44,6 +44,8 @@ def _sweep(run: str, lib: str, root_alias: str) -> set[str]:
             _end_emulator(path, name, root_alias)
         os.unlink(path)
         gone.add(name)
+    for folder in glob.glob(f"{lib}/qmp-*"):
+        _end_probe(folder, f"{root_alias}/lib/qemu/{os.path.basename(folder)}/")
     for folder in glob.glob(f"{lib}/domain-*"):
         if os.path.basename(folder) not in born.values():
             shutil.rmtree(folder, ignore_errors=True)
@@ -66,6 +68,13 @@ def _read_born(status: str) -> list[tuple[str, str]]:
     monitor = element.find("monitor")
     path = "" if monitor is None else monitor.get("path", "")
     return [(name, os.path.basename(os.path.dirname(path)))]
+
+
+def _end_probe(folder: str, alias: str) -> None:
+    """End a QEMU that libvirt was just asking what it can do, and take its folder away."""
+    with contextlib.suppress(OSError, ValueError), open(f"{folder}/qmp.pid", encoding="ascii") as file:
+        kill(int(file.read()), lambda words: any(os.fsencode(alias) in word for word in words))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_emulator(pid_file: str, name: str, root_alias: str) -> None:
