@@ -23,6 +23,7 @@ def root(tmp_path: Path) -> Path:
     (run / "alive.xml").write_text(STATUS.format(state="running", pid=1, root=tmp_path, folder="domain-1-alive"))
     (run / "unborn.xml").write_text(STATUS.format(state="paused", pid=0, root=tmp_path, folder="domain-2-unborn"))
     (run / "early.xml.new").write_text("<domst")
+    (run / "alive.xml.new").write_text("<domst")
     (run / "odd.xml").write_text("not XML")
     return tmp_path
 
@@ -69,3 +70,20 @@ def test_a_folder_in_use_is_not_touched(root: Path) -> None:
         assert discard_unborn(str(root), str(root)) == set()
         other.communicate(b"\n")
     assert (root / "run/qemu/unborn.xml").exists()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_probe_that_was_cut_short_is_ended(root: Path, is_ours: bool) -> None:
+    folder = root / "lib/qemu/qmp-ABCDEF"
+    folder.mkdir()
+    place = folder if is_ours else "/elsewhere/lib/qemu/qmp-ABCDEF"
+    words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "-pidfile", f"{place}/qmp.pid"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as emulator:
+        assert emulator.stdout
+        emulator.stdout.readline()
+        try:
+            (folder / "qmp.pid").write_text(str(emulator.pid))
+            discard_unborn(str(root), str(root))
+            assert (emulator.poll() is not None, folder.exists()) == (is_ours, False)
+        finally:
+            emulator.kill()

@@ -38,6 +38,8 @@ def _sweep(run: str, lib: str, root_alias: str) -> set[str]:
     gone = set()
     for path in glob.glob(f"{run}/*.xml") + glob.glob(f"{run}/*.xml.new") + glob.glob(f"{run}/*.pid"):
         name = os.path.basename(path).removesuffix(".new").rpartition(".")[0]
+        if name in born and path.endswith(".new"):
+            os.unlink(path)  # a change that was just being written: the file beside it is whole
         if name in born or name == "driver":
             continue
         if path.endswith(".pid"):
