@@ -9,6 +9,7 @@ from crannog.daemon.announcements import Announcements
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.power import LivePower
+from crannog.daemon.space import SpaceWatch
 from crannog.daemon.world import World
 from crannog.editing.devices import Devices
 from crannog.editing.editor import Editor
@@ -31,7 +32,8 @@ class Inventory:
         self.editor = Editor(registry, world.store)
         self.lifecycle = Lifecycle(world, registry, machines, self.editor.tell)
         self.lifecycle.news.on_halted = self._note_halt
-        self.power = LivePower(self.lifecycle, Announcements(world, registry, self.editor))
+        self.space = SpaceWatch(registry, world.drivers.space)
+        self.power = LivePower(self.lifecycle, Announcements(world, registry, self.editor), self.space)
         self.population = Population(
             self.editor, world.pools, hold=machines.lock, busy=machines.busy, forget=world.discard_logs
         )

@@ -7,6 +7,7 @@ from crannog.core.events import Event, Listener
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.announcements import Announcements
 from crannog.daemon.lifecycle import Lifecycle
+from crannog.daemon.space import SpaceWatch
 from crannog.daemon.statistics import StatsFeed
 from crannog.errors import VMNotRunningError
 
@@ -14,10 +15,11 @@ from crannog.errors import VMNotRunningError
 class LivePower:
     """Implements `api.backend.Power`: changes of state by the lifecycle, questions by the hypervisor."""
 
-    def __init__(self, lifecycle: Lifecycle, announcements: Announcements) -> None:
+    def __init__(self, lifecycle: Lifecycle, announcements: Announcements, space: SpaceWatch) -> None:
         self._hypervisor = lifecycle.world.hypervisor
         self._machines = lifecycle.machines
         self._announcements = announcements
+        self._space = space
         self._stats = StatsFeed(self._hypervisor, lifecycle.registry)
         self.plan = lifecycle.plan
         self.start = lifecycle.start
@@ -64,5 +66,6 @@ class LivePower:
         return await self._hypervisor.capabilities()
 
     async def diagnose(self) -> list[str]:
-        """Return what this host can and cannot do, a sentence each."""
-        return await self._hypervisor.diagnose()
+        """Return what this host can and cannot do, a sentence each, and which pools are nearly full."""
+        warnings = [f"WARNING: {sentence}." for sentence in await self._space.describe()]
+        return await self._hypervisor.diagnose() + warnings
