@@ -21,9 +21,9 @@ STAMP = "2026-01-23T14:39:41.045716Z qemu-system-x86_64: "
 
 
 class RecordedError(libvirt.libvirtError):  # type: ignore[misc]
-    def __init__(self, message: str, code: int = 1) -> None:
+    def __init__(self, message: str, code: int = 1, domain: int = libvirt.VIR_FROM_QEMU) -> None:
         super().__init__(message)
-        self.err = (code, 10, message, 2, "", "", "", -1, -1)
+        self.err = (code, domain, message, 2, "", "", "", -1, -1)
 
     def __str__(self) -> str:
         return str(self.err[2])
@@ -76,6 +76,14 @@ def test_a_start_that_failed_is_one_sentence_with_the_log() -> None:
     message = CLOSED + STAMP + "something new"
     error = start_failure("work", RecordedError(message), "/log/work.log")
     assert str(error) == "work could not be started: something new: read QEMU's log /log/work.log"
+
+
+def test_a_libvirtd_that_goes_away_during_a_start_is_said_so() -> None:
+    message = "End of file while reading data: Input/output error"
+    lost = RecordedError(message, libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_RPC)
+    told = "work could not be started: libvirtd went away meanwhile: start it again"
+    assert str(start_failure("work", lost, "/log")) == told
+    assert message in str(start_failure("work", RecordedError(message, libvirt.VIR_ERR_SYSTEM_ERROR), "/log"))
 
 
 def test_qemu_log_is_not_named_when_qemu_never_ran() -> None:

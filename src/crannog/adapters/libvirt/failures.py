@@ -109,6 +109,8 @@ def find_remedy(cause: str) -> str:
 
 def start_failure(name: str, error: "libvirt.libvirtError", log: str) -> HypervisorError:
     """Return the error for a domain that could not be created; `log` is QEMU's own log of it."""
+    if is_lost(error):
+        return HypervisorError(f"{name} could not be started: libvirtd went away meanwhile: start it again")
     cause = find_cause(str(error))
     has_died = "monitor socket" in cause
     if has_died:
