@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a fresh Debian 12 machine: `make demo` and `make test`.
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test test-dm test-faults check bench lock clean
 
 setup:
 	@scripts/setup
@@ -12,6 +12,16 @@ test:
 	@scripts/setup test
 	@.venv/bin/python -m pytest $(ARGS)
 
+# What needs device-mapper, as root, in a machine of its own (docs/testing.md).
+test-dm:
+	@scripts/setup test
+	@scripts/dm-lab --timeout 900 -- .venv/bin/python -m pytest tests/dm $(ARGS)
+
+# Kills on each libvirt, as root; writes docs/reliability.md.
+test-faults:
+	@scripts/setup test
+	@scripts/faults $(ARGS)
+
 check:
 	@scripts/check
 
@@ -20,6 +30,7 @@ bench:
 	@.venv/bin/python scripts/bench start
 	@.venv/bin/python scripts/bench model
 	@.venv/bin/python scripts/bench api
+	@.venv/bin/python scripts/bench lifecycle
 
 lock:
 	@scripts/lock

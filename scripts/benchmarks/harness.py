@@ -59,13 +59,18 @@ class Row:
         return self.ratio <= self.target
 
 
-def take_turns(runs: int, *actions: Callable[[], float]) -> list[Figure]:
+def summarize(seconds: list[float]) -> Figure:
+    """Return the figure for the seconds of several runs."""
+    return Figure(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
+
+
+def take_turns(runs: int, *actions: Callable[[], float], least: int = MIN_RUNS) -> list[Figure]:
     """Run the actions in turn, so that a slow moment of the machine hits all alike; each returns its seconds."""
     seconds: list[list[float]] = [[] for _ in actions]
-    for _ in range(max(runs, MIN_RUNS)):
+    for _ in range(max(runs, least)):
         for times, action in zip(seconds, actions, strict=True):
             times.append(action())
-    return [Figure(statistics.median(times), min(times), max(times), len(times)) for times in seconds]
+    return list(map(summarize, seconds))
 
 
 def time_command(*command: str) -> float:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from crannog.adapters.storage.pool_driver import find_drivers
 from tests.unit.bytes_world import (
     EXPECTED_ARGUMENT,
     EXPECTED_PAYLOAD,
@@ -24,9 +25,14 @@ from tests.unit.bytes_world import (
     talk,
 )
 
+DRIVERS = [
+    (name, " ".join(option.name for option in driver.options)) for name, driver in sorted(find_drivers().items())
+]
 NO_POOL = denied("Argument not in 'pools'")
 NO_DRIVER = error(
-    "QubesException", "NotFoundError", "there is no driver 'no%%pe' for pools (there: linux-kernel, qcow2)"
+    "QubesException",
+    "NotFoundError",
+    f"there is no driver 'no%%pe' for pools (there: {', '.join(sorted(find_drivers()))})",
 )
 NO_VOLUME = denied("Argument not in 'work volumes'")
 ENCRYPTED = not_yet("volumes whose content is encrypted with a key that is forgotten cannot be made yet")
@@ -80,7 +86,7 @@ POOLS = (
         "pools",
         say("admin.pool.List+ dom0", ok("vm-pool\nlinux-kernel\n")),
         say("admin.pool.ListDrivers+ dom0",
-            ok("linux-kernel dir_path\nqcow2 dir_path revisions_to_keep ephemeral_volatile\n")),
+            ok("".join(f"{name} {options}\n" for name, options in DRIVERS))),
         say(
             "admin.pool.Info+vm-pool dom0",
             ok(

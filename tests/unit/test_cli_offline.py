@@ -645,7 +645,7 @@ def test_kernels(tools: Tools) -> None:
         (3, "there is no kernel 'none'", ("crannog", "kernel", "remove", "none")),
         (2, "name the kernel", ("crannog", "kernel", "remove")),
         (2, "'../x' cannot be the name of a kernel", ("crannog", "kernel", "remove", "../x")),
-        (2, "neither list nor remove", ("crannog", "kernel", "add")),
+        (2, "neither list nor add nor remove", ("crannog", "kernel", "drop")),
     )
     assert tools.ok("crannog", "kernel", "list") == "6.1.0-a\n"
 

@@ -11,6 +11,7 @@ from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, Res
 from crannog.core.specification import AGENT_CHANNEL
 from crannog.core.startup import StartRequest, plan_start
 from crannog.core.vms import LocalVM
+from crannog.core.volumes import Volume
 from crannog.errors import HypervisorError, StartError, StorageError, VMNotHaltedError
 from tests.fakes import Boot, Channel, Disk, HostCapabilities, add_vm, halted_facts, new_registry, template_and_app
 
@@ -340,6 +341,28 @@ def test_a_root_with_revisions_is_shared_live() -> None:
     template, app = template_and_app(new_registry())
     assert plan_start(app, StartRequest(), halted_facts(active=frozenset({template.uuid})))
     assert plan_start(template, StartRequest(), halted_facts(active=frozenset({app.uuid})))
+
+
+def test_a_root_with_revisions_whose_driver_keeps_one_content_is_not_used_twice() -> None:
+    """B12: with device-mapper files, never at the same time, in either order; the refusal names who runs."""
+    template, app = template_and_app(new_registry())
+    asked: list[str] = []
+
+    def shares_live(volume: Volume) -> bool:
+        asked.append(volume.vid)
+        return False
+
+    for started, running in ((app, template), (template, app)):
+        words = (
+            f"{started.name} cannot be started while {running.name} runs: they share the root of debian, which pool "
+            f"vm-pool cannot show to others meanwhile; shut down {running.name} first"
+        )
+        with pytest.raises(StartError, match=f"^{words}$"):
+            plan_start(started, StartRequest(), halted_facts(active=frozenset({running.uuid}), shares_live=shares_live))
+    assert asked == [template.volumes["root"].vid] * 2
+    _, one, two = shared_root()
+    facts = halted_facts(active=frozenset({two.uuid}), shares_live=lambda _volume: False)
+    assert plan_start(one, StartRequest(), facts)
 
 
 def test_a_plan_changes_nothing() -> None:

@@ -323,6 +323,22 @@ async def test_an_end_whose_news_never_comes(life: Life, monkeypatch: pytest.Mon
     await life.is_gone()
 
 
+async def test_an_end_without_news_is_soon_seen(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a domain that is ended while it is created libvirt tells nothing; nobody waits for the news to be overdue."""
+
+    async def destroy_quietly(uuid_: str) -> None:
+        life.inside.hypervisor.domain_states.pop(uuid_)
+
+    monkeypatch.setattr(steps_module, "NEWS_TIMEOUT", 3600)
+    monkeypatch.setattr(steps_module, "LOOK_TIMEOUT", 0.05)
+    await life.run()
+    monkeypatch.setattr(life.inside.hypervisor, "destroy", destroy_quietly)
+    await soon(life.inside.lifecycle.steps.end(life.work.uuid))
+    assert not life.inside.machines.has_domain(life.work.uuid)
+    await life.settle()
+    assert life.told == ENDED
+
+
 async def test_a_domain_that_cannot_be_ended(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     async def do_nothing(_uuid: str) -> None:
         return
@@ -381,6 +397,29 @@ async def test_wrong_states(life: Life, state: DomainState | None, method: str, 
     with pytest.raises(error):
         await getattr(life.power, method)(life.work)
     assert life.told == []
+
+
+async def test_a_vm_that_ends_while_it_is_paused(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail_and_end(_uuid: str) -> None:
+        asyncio.get_running_loop().call_later(0.05, life.hear, DomainState.ABSENT)
+        raise HypervisorError("no answer")
+
+    await life.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(life.inside.hypervisor, "pause", fail_and_end)
+        with pytest.raises(VMNotRunningError, match=r"^work was not paused: it has just ended by itself$"):
+            await soon(life.power.pause(life.work))
+    await life.settle()
+    assert life.told == ["work domain-pre-paused", *ENDED]
+
+
+async def test_a_pause_that_is_refused(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps_module, "LOOK_TIMEOUT", 0.05)
+    await life.run()
+    monkeypatch.setattr(life.inside.hypervisor, "pause", failing(HypervisorError("no answer")))
+    with pytest.raises(HypervisorError, match=r"^no answer$"):
+        await soon(life.power.pause(life.work))
+    assert life.work.power_state == "Running"
 
 
 async def test_a_vm_that_starts_or_halts_is_not_paused(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:

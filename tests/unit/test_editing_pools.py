@@ -9,11 +9,13 @@ from crannog.adapters.storage.drivers import Drivers, open_pools
 from crannog.adapters.storage.qcow2 import Qcow2Pool
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
-from crannog.core.pools import KERNEL_POOL, PoolConfig, new_pool, parse_option
+from crannog.core.pools import EPHEMERAL, FOLDER, KERNEL_POOL, REVISIONS, PoolConfig, new_pool
 from crannog.editing.editor import Editor
 from crannog.editing.pools import Pools
 from crannog.errors import NotYetError, PoolInUseError, StorageError, ValueRefusedError
 from crannog.ports.storage import Pool
+
+OPTIONS = (FOLDER, REVISIONS, EPHEMERAL)
 
 
 class World:
@@ -114,7 +116,7 @@ def test_what_a_file_says_of_pools_that_makes_no_sense(world: World) -> None:
     [("/srv/vms", "/srv/vms"), ("//srv///vms/", "/srv/vms"), ("/", "/"), ("/srv/my vms", "/srv/my vms")],
 )
 def test_paths_are_kept_in_their_usual_form(text: str, path: str) -> None:
-    assert parse_option("dir_path", text) == path
+    assert FOLDER.check(text) == path
 
 
 @pytest.mark.parametrize(
@@ -122,14 +124,14 @@ def test_paths_are_kept_in_their_usual_form(text: str, path: str) -> None:
 )
 def test_paths_that_are_refused(text: str) -> None:
     with pytest.raises(ValueRefusedError, match="is not an absolute path"):
-        parse_option("dir_path", text)
+        FOLDER.check(text)
 
 
 def test_values_are_kept_in_their_usual_form() -> None:
-    config = new_pool("x", "qcow2", {"ephemeral_volatile": "off", "revisions_to_keep": "007"})
+    config = new_pool("x", "qcow2", {"ephemeral_volatile": "off", "revisions_to_keep": "007"}, OPTIONS)
     assert config.options == (("ephemeral_volatile", "False"), ("revisions_to_keep", "7"))
     with pytest.raises(NotYetError):
-        new_pool("x", "qcow2", {"ephemeral_volatile": "on"})
+        new_pool("x", "qcow2", {"ephemeral_volatile": "on"}, OPTIONS)
 
 
 def test_changing_an_option_makes_no_other_pool(world: World) -> None:

@@ -1,6 +1,7 @@
 """Tokens for copies, VMs that are held or busy, and volumes that cannot be changed because of what goes on."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,22 @@ async def test_a_cancelled_beginning_leaves_nothing(inside: Inside) -> None:
             await waiting
     assert inside.machines.busy == {}
     assert list(Path(inside.pool.folder).rglob("*.new")) == []
+
+
+async def test_a_driver_that_keeps_one_content_has_it_copied_of_a_halted_vm_only(inside: Inside) -> None:
+    """B12: what a running VM writes could not be told apart from what is copied, also where revisions are kept."""
+    volumes = inside.inventory.volumes
+    source, target = find(inside, "other"), find(inside, "alone")
+    source.volumes["root"] = replace(source.volumes["root"], revisions_to_keep=2)
+    for shares_live in (True, False):
+        inside.pool.shares_live = shares_live
+        await volumes.copy(target, "root", volumes.offer(source, "root"))
+        inside.machines.begin(source.uuid, "Transient")
+        if shares_live:
+            await volumes.copy(target, "root", volumes.offer(source, "root"))
+        else:
+            with pytest.raises(
+                VMNotHaltedError, match="other cannot have its volume root copied while it is Transient"
+            ):
+                await volumes.copy(target, "root", volumes.offer(source, "root"))
+        inside.machines.finish(source.uuid)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import tarfile
@@ -18,105 +19,23 @@ from crannog.images.digest import digest_sparse
 from crannog.images.kernel import KERNELOPTS, build_kernel
 from crannog.images.modules import choose_for_boot, choose_for_images, close_over
 from crannog.images.vmlinux import extract_vmlinux, read_banner
-
-RELEASE = "6.1.0-0-test"
-BANNER = f"{RELEASE} (builder) #1 SMP Debian 6.1.0-1"
-ELF = b"\x7fELF" + bytes(range(256)) * 64
-STATUS = """Package: dash
-Status: install ok installed
-Version: 0.5.12-2
-
-Package: gone
-Status: deinstall ok config-files
-Version: 1
-Description: not here
- Version: 7
-"""
+from tests.unit.image_world import (
+    BANNER,
+    ELF,
+    RELEASE,
+    FakeMirror,
+    compress,
+    debugfs,
+    ignore,
+    list_initramfs,
+    make_bzimage,
+    put_mirror,
+)
 
 
-def ignore(text: str) -> None:
-    pass
-
-
-def make_bzimage(payload: bytes) -> bytes:
-    sectors = 2
-    header = bytearray((sectors + 1) * 512)
-    header[0x1F1] = sectors
-    header[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", header, 0x20E, 0x300 - 0x200)
-    header[0x300 : 0x300 + len(BANNER) + 1] = BANNER.encode() + b"\0"
-    struct.pack_into("<II", header, 0x248, 16, len(payload))
-    return bytes(header) + bytes(16) + payload + bytes(32)
-
-
-def compress(data: bytes) -> bytes:
-    packed = subprocess.run(["lz4", "-l", "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout
-    return packed + struct.pack("<I", len(data))
-
-
-class FakeMirror:
-    """A mmdebstrap that hands out two prepared trees, and notes its calls."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        kernel = folder / "extract"
-        for module in (
-            "virtio/virtio",
-            "virtio/virtio_pci",
-            "block/virtio_blk",
-            "char/virtio_console",
-            "comedi/odd",
-        ):
-            path = kernel / f"lib/modules/{RELEASE}/kernel/drivers/{module}.ko"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"not really code: " + module.encode())
-        (kernel / "boot").mkdir()
-        (kernel / f"boot/vmlinuz-{RELEASE}").write_bytes(make_bzimage(compress(ELF)))
-        (kernel / "bin").mkdir()
-        (kernel / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-        (kernel / "bin/busybox").chmod(0o755)
-        base = folder / "apt"
-        for name in (
-            "etc/systemd/system",
-            "usr/bin",
-            "usr/sbin",
-            "usr/lib/systemd/system",
-            "var/lib/dpkg",
-            "home/user",
-            "dev",
-        ):
-            (base / name).mkdir(parents=True)
-        (base / "sbin").symlink_to("usr/sbin")
-        (base / "dev/left-out").write_text("")
-        (base / "var/lib/dpkg/status").write_text(STATUS)
-        (base / "usr/bin/su").write_text("")
-        (base / "usr/bin/su").chmod(0o4755)
-        self.write_program()
-
-    def write_program(self) -> None:
-        bin_folder = self.folder / "bin"
-        bin_folder.mkdir()
-        program = bin_folder / "mmdebstrap"
-        program.write_text(
-            f"""#!/bin/sh
-for word; do case $word in --variant=*) variant=${{word#*=}} ;; *.tar) target=$word ;; esac; done
-echo "$variant" >>{self.folder}/calls
-echo "I: downloading packages with apt..."
-exec tar -C {self.folder}/$variant -cf "$target" .
-"""
-        )
-        program.chmod(0o755)
-
-    def calls(self) -> list[str]:
-        path = self.folder / "calls"
-        return path.read_text().split() if path.exists() else []
-
-
-@pytest.fixture
-def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMirror:
-    found = FakeMirror(tmp_path)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    return found
+@pytest.fixture(name="mirror")
+def make_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMirror:
+    return put_mirror(tmp_path, monkeypatch)
 
 
 Build = Callable[..., TemplateImage]
@@ -134,34 +53,26 @@ def build(tmp_path: Path, mirror: FakeMirror) -> Build:
     return run
 
 
-def debugfs(image: str, request: str) -> str:
-    done = subprocess.run(["/sbin/debugfs", "-R", request, image], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def list_initramfs(path: str) -> list[str]:
-    with open(path, "rb") as file:
-        done = subprocess.run(["cpio", "-itv", "--quiet"], stdin=file, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
-
-
 def test_kernel_is_complete(tmp_path: Path, mirror: FakeMirror) -> None:
     told: list[str] = []
     image = build_kernel(str(tmp_path), told.append)
     assert image.release == RELEASE
-    assert sorted(os.listdir(image.path)) == ["initramfs", "kernel.json", "vmlinux"]
+    assert image.name == f"{RELEASE}-{image.path[-16:-8]}"
+    assert sorted(os.listdir(image.path)) == ["initramfs", "kernel.json", "modules.img", "vmlinux"]
     assert Path(image.path, "vmlinux").read_bytes() == ELF
     facts = json.loads(Path(image.path, "kernel.json").read_text())
     assert facts == {"release": RELEASE, "version": BANNER, "format": "elf", "kernelopts": KERNELOPTS}
-    assert told == ["debian-12: downloading packages (0 s)"]
+    assert told == ["debian-12: downloading packages (0 s)"] * 2
 
 
 def test_initramfs_holds_only_what_boots(tmp_path: Path, mirror: FakeMirror) -> None:
     path = build_kernel(str(tmp_path), ignore).path + "/initramfs"
     lines = list_initramfs(path)
-    modes = {line.split()[-1]: line.split()[0] for line in lines}
+    modes = {re.sub(" -> .*", "", line).split()[-1]: line.split()[0] for line in lines}
     assert modes["init"] == "-rwxr-xr-x"
     assert modes["bin/busybox"].endswith("x")
+    assert modes["bin/sh"].startswith("l")
+    assert {"lib/crannog/layers.sh", "sbin/dmsetup", "lib/libc.so.6", "lib64/ld-linux-x86-64.so.2"} <= set(modes)
     assert {"dev", "proc", "sys", "newroot", "lib/modules/wanted"} <= set(modes)
     assert {line.split()[2] for line in lines} == {"root"}
     modules = {os.path.basename(name) for name in modes if name.endswith(".ko")}
@@ -216,6 +127,10 @@ def test_pv_image(build: Build) -> None:
     assert "Type: symlink" in debugfs(image.root_img, "stat /sbin")
     assert 'Fast link dest: "../bin/busybox"' in debugfs(image.root_img, "stat /usr/sbin/init")
     assert "left-out" not in debugfs(image.root_img, "ls /dev")
+    for script in ("initramfs-tools/hooks/crannog", "initramfs-tools/scripts/local-premount/crannog"):
+        assert "Mode:  0755" in debugfs(image.root_img, f"stat /usr/share/{script}")
+    assert "Mode:  0755" in debugfs(image.root_img, "stat /usr/lib/dracut/modules.d/90crannog/module-setup.sh")
+    assert "crannog_layer()" in debugfs(image.root_img, "cat /usr/lib/crannog/layers.sh")
     modules = debugfs(image.root_img, f"ls /usr/lib/modules/{RELEASE}/kernel/drivers")
     assert "virtio" in modules
     assert "comedi" not in modules
@@ -245,18 +160,22 @@ def test_hvm_image_has_a_boot_loader_and_its_own_kernel(build: Build, tmp_path: 
     assert start[512:] != bytes(512)
     partition = f"{image.root_img}?offset={PARTITION_START}"
     assert "linux /boot/vmlinuz root=/dev/vda1" in debugfs(partition, "cat /boot/grub/grub.cfg")
-    assert "initramfs" in debugfs(partition, "ls /boot")
+    initramfs = tmp_path / "initramfs"
+    debugfs(partition, f"dump /boot/initramfs {initramfs}")
+    names = [line.split()[-1] for line in list_initramfs(str(initramfs))]
+    assert "bin/busybox" in names
+    assert not [name for name in names if "dmsetup" in name or ".so" in name]  # its root is written on the host
 
 
 def test_changed_agent_fetches_nothing(build: Build, mirror: FakeMirror) -> None:
     first = build(agent="one")
-    assert mirror.calls() == ["extract", "apt"]
+    assert mirror.calls() == ["extract", "extract", "apt"]
     assert build(agent="one").path == first.path
     second = build(agent="two")
     assert second.path != first.path
     assert build("hvm", agent="two").path not in {first.path, second.path}
     assert build(agent="two", size=2**31).path != second.path
-    assert mirror.calls() == ["extract", "apt"]
+    assert mirror.calls() == ["extract", "extract", "apt"]
 
 
 def test_refresh_fetches_again_and_new_packages_make_a_new_image(build: Build, mirror: FakeMirror) -> None:
@@ -265,7 +184,7 @@ def test_refresh_fetches_again_and_new_packages_make_a_new_image(build: Build, m
     assert build().path == first.path
     second = build(refresh=True)
     assert second.path != first.path
-    assert mirror.calls() == ["extract", "apt"] * 2
+    assert mirror.calls() == ["extract", "extract", "apt"] * 2
     assert build().path == second.path
 
 

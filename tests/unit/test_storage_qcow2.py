@@ -61,7 +61,8 @@ def holds(location: Location, letter: str) -> bool:
 
 
 def files(pool: Qcow2Pool) -> list[str]:
-    return sorted(str(path.relative_to(pool.folder)) for path in Path(pool.folder).rglob("*") if path.is_file())
+    found = [path for path in Path(pool.folder).rglob("*") if path.is_file() and path.suffix != ".seal"]
+    return sorted(str(path.relative_to(pool.folder)) for path in found)
 
 
 async def test_what_a_guest_writes_to_a_layer_is_gone_at_the_next_start(filled: Qcow2Pool) -> None:
@@ -296,7 +297,7 @@ async def test_a_missing_source_is_named(pool: Qcow2Pool) -> None:
     with pytest.raises(StorageError, match="debian-1/root of pool vm-pool has no content"):
         await pool.start(LAYER)
     Path(pool.locate(PRIVATE).path).unlink()
-    with pytest.raises(StorageError, match="work-2/private has no content"):
+    with pytest.raises(StorageError, match="work-2/private of pool vm-pool has no content"):
         await pool.start(PRIVATE)
     assert files(pool) == []
 
@@ -421,7 +422,8 @@ async def test_a_cloned_template_starts_with_one_revision_and_goes_on(filled: Qc
     await add_revisions(filled, "a")
     await filled.create((COPIED_TEMPLATE,))
     await filled.clone(TEMPLATE, COPIED_TEMPLATE)
-    assert [name for name in files(filled) if name.startswith("other-4/root")] == ["other-4/root.2.img"]
+    images = [name for name in files(filled) if name.startswith("other-4/root") and not name.endswith(".seal")]
+    assert images == ["other-4/root.2.img"]
     await filled.start(COPIED_TEMPLATE)
     assert holds(filled.locate(COPIED_TEMPLATE), "a")
     write(filled.locate(COPIED_TEMPLATE), "n")
@@ -451,7 +453,9 @@ async def test_a_damaged_source_is_named_and_nothing_half_made_stays(filled: Qco
     await filled.create((COPY,))
     Path(filled.newest(TEMPLATE.vid).path).write_bytes(b"nonsense")
     before = files(filled), Path(filled.locate(COPY).path).read_bytes()
-    with pytest.raises(StorageError, match="volume debian-1/root cannot be copied to copy-3/root: qemu-img: "):
+    with pytest.raises(
+        StorageError, match=r"volume debian-1/root cannot be copied to copy-3/root: .*not in qcow2 format"
+    ):
         await filled.clone(TEMPLATE, COPY)
     assert (files(filled), Path(filled.locate(COPY).path).read_bytes()) == before
 

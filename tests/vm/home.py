@@ -10,25 +10,47 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from tests.vm.libvirtd import Libvirtd
+
 BIN = os.path.dirname(sys.executable)
 TIMEOUT = 200
 
 
 class Home:
-    """One CRANNOG_HOME with its daemon and VMs."""
+    """One CRANNOG_HOME with its daemon and VMs: on libvirt's embedded driver, or on a libvirtd, as the user of that."""
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, libvirtd: Libvirtd | None = None) -> None:
         self.path = path or tempfile.mkdtemp(prefix="cr-test-")
         self.env = {**os.environ, "CRANNOG_HOME": self.path}
+        self.status_folder = f"{self.path}/vmm/run/qemu"
+        self._user: dict[str, object] = {}
+        if libvirtd:
+            self._use(libvirtd)
+
+    def _use(self, libvirtd: Libvirtd) -> None:
+        self.env |= libvirtd.environment
+        self.status_folder = libvirtd.status_folder
+        with open(f"{self.path}/crannog.toml", "w") as file:
+            file.write(f'libvirt_uri = "{libvirtd.uri}"\n')
+        if libvirtd.user:
+            self._user = {"user": libvirtd.user, "group": libvirtd.user, "extra_groups": []}
+            for path in (self.path, f"{self.path}/crannog.toml"):
+                shutil.chown(path, libvirtd.user, libvirtd.user)
 
     def popen(self, *words: str, **options: object) -> "subprocess.Popen[bytes]":
         """Start a tool."""
-        return subprocess.Popen([os.path.join(BIN, words[0]), *words[1:]], env=self.env, **options)  # type: ignore[call-overload,no-any-return]
+        command = [os.path.join(BIN, words[0]), *words[1:]]
+        return subprocess.Popen(command, env=self.env, **self._user, **options)  # type: ignore[call-overload,no-any-return]
 
     def run(self, *words: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
         """Run a tool to its end."""
-        command = [os.path.join(BIN, words[0]), *words[1:]]
-        return subprocess.run(command, env=self.env, input=stdin, capture_output=True, timeout=TIMEOUT, check=False)
+        with self.popen(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tool:
+            try:
+                output, complaint = tool.communicate(stdin, TIMEOUT)
+            except BaseException:
+                tool.kill()
+                raise
+        return subprocess.CompletedProcess(words, tool.returncode, output, complaint)
 
     def ok(self, *words: str, stdin: bytes = b"") -> str:
         """Run a tool that must succeed; return its output."""
@@ -62,7 +84,7 @@ class Home:
 
     def qemu(self, vm: str) -> int:
         """Return the process number of a running VM's QEMU."""
-        with open(f"{self.path}/vmm/run/qemu/{vm}.pid") as file:
+        with open(f"{self.status_folder}/{vm}.pid") as file:
             return int(file.read())
 
     def processes(self) -> list[str]:

@@ -15,6 +15,7 @@ from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
 from crannog.editing.pools import Pools
 from crannog.editing.population import Population
+from crannog.editing.upkeep import Upkeep
 from crannog.editing.volumes import Volumes
 
 
@@ -74,6 +75,7 @@ class Backend(Protocol):
     editor: Editor
     population: Population
     volumes: Volumes
+    upkeep: Upkeep
     kernels: KernelShelf
     pools: Pools
     devices: Devices

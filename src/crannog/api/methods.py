@@ -12,6 +12,7 @@ from crannog.api import (
     power_methods,
     property_methods,
     setting_methods,
+    storage_methods,
     vm_methods,
     volume_methods,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "power_methods",
     "property_methods",
     "setting_methods",
+    "storage_methods",
     "vm_methods",
     "volume_methods",
 ]

@@ -17,6 +17,7 @@ COMMANDS = {
     "crannog kernel": "kernel:COMMAND",
     "crannog screenshot": "housekeeping:SCREENSHOT",
     "crannog services": "services:COMMAND",
+    "crannog storage": "storage:COMMAND",
     "crannog store": "store:COMMAND",
     "crannog template": "template:COMMAND",
     "qubes-prefs": "qubes_prefs:COMMAND",

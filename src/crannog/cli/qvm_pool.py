@@ -39,6 +39,7 @@ COMMAND = Command(
     examples=(
         "  qvm-pool list\n  qvm-pool info vm-pool\n  qvm-pool drivers\n"
         "  qvm-pool add disk qcow2 -o dir_path=/srv/vms,revisions_to_keep=2\n"
+        "  qvm-pool add fast reflink -o dir_path=/srv/btrfs/vms\n"
         "  qvm-pool set disk -o revisions_to_keep=3\n  qvm-pool remove disk"
     ),
 )

@@ -10,8 +10,9 @@ from crannog.errors import UsageError
 COMMANDS = {
     "doctor": ("doctor:main", "say what this host can do and what is missing"),
     "template": ("template:main", "build templates from the distribution's packages"),
-    "kernel": ("kernel:main", "list and remove the kernels that VMs get from the host"),
+    "kernel": ("kernel:main", "list, add and remove the kernels that VMs get from the host"),
     "store": ("store:main", "check the store, go back to a former version, bring a file of Qubes over"),
+    "storage": ("storage:main", "say what is wrong in the pools, and delete what nobody needs"),
     "events": ("events:main", "print what happens, as it happens"),
     "screenshot": ("housekeeping:main_screenshot", "save the picture of a VM's emulated screen"),
     "daemon": ("housekeeping:main_daemon", "show or stop the daemon"),

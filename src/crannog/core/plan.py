@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from crannog.core.domain import DomainSpec
-from crannog.core.volumes import Volume
+from crannog.core.volumes import LayerState, Volume
+
+_FATES = {
+    LayerState.ABSENT: "a new layer, which is kept",
+    LayerState.CURRENT: "the layer of its last start was kept",
+    LayerState.OUTDATED: "a new layer, as what is below the last one has changed",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,10 @@ class Step:
         """Return a line about what the step will do."""
         return self.stage
 
+    def tell(self) -> str:
+        """Return what the user is told when it is done."""
+        return self.stage
+
 
 @dataclass(frozen=True)
 class PrepareVolume(Step):
@@ -28,11 +38,20 @@ class PrepareVolume(Step):
 
     stage: ClassVar[str] = "volume ready"
     volume: Volume
+    layer: LayerState = LayerState.ABSENT
+    """What there is of its layer, if that is kept from start to start."""
 
     def describe(self) -> str:
         """Return which volume, and over what it is a layer."""
         over = f" as a layer over {self.volume.source}" if self.volume.snap_on_start else ""
-        return f"prepare volume {self.volume.vid}{over}"
+        return f"prepare volume {self.volume.vid}{over}{self._describe_layer()}"
+
+    def tell(self) -> str:
+        """Return what became of a layer that is kept (design.md, B2)."""
+        return f"{self.stage}{self._describe_layer()}"
+
+    def _describe_layer(self) -> str:
+        return f" (debug mode: {_FATES[self.layer]})" if self.volume.keeps_layer else ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pools as values: where volumes live, and by which driver (Admin API, section 6)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from crannog.core.kinds import BOOL, INT
@@ -12,9 +12,19 @@ KERNEL_POOL = "linux-kernel"
 DIR_PATH = "dir_path"
 REVISIONS_TO_KEEP = "revisions_to_keep"
 EPHEMERAL_VOLATILE = "ephemeral_volatile"
-DEFAULTS = {REVISIONS_TO_KEEP: "1", EPHEMERAL_VOLATILE: "False"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class PoolOption:
+    """An option that a driver has. `check` returns a text as it is kept; it raises ValueRefusedError or NotYetError."""
+
+    name: str
+    check: Callable[[str], str]
+    default: str = ""
+    is_changeable: bool = False
+    """It can be changed of a pool that is there."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +59,18 @@ def is_pool_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def new_pool(name: str, driver: str, options: Mapping[str, str]) -> PoolConfig:
-    """Return a pool as a user wants it; raises ValueRefusedError or NotYetError for a name or value that cannot be."""
+def new_pool(name: str, driver: str, options: Mapping[str, str], known: Iterable[PoolOption]) -> PoolConfig:
+    """Return a pool as a user wants it, of a driver that has the `known` options.
+
+    Raises ValueRefusedError or NotYetError for a name, an option or a value that cannot be.
+    """
+    checks = {option.name: option.check for option in known}
+    for key in options:
+        if key not in checks:
+            raise ValueRefusedError(f"driver {driver} has no option '{key[:80]}'; its options are {', '.join(checks)}")
     if not is_pool_name(name):
         raise ValueRefusedError(f"'{name[:80]}' cannot be the name of a pool; use letters, digits and _ . -")
-    return PoolConfig(name, driver, tuple((key, parse_option(key, value)) for key, value in options.items()))
-
-
-def parse_option(name: str, text: str) -> str:
-    """Return an option's value as it is kept; raises ValueRefusedError or NotYetError."""
-    if name == DIR_PATH:
-        return _parse_folder(text)
-    if name == REVISIONS_TO_KEEP:
-        return str(check_revisions(INT.parse(text)))
-    if name == EPHEMERAL_VOLATILE:
-        return str(check_ephemeral(value=BOOL.parse(text)))
-    return text
+    return PoolConfig(name, driver, tuple((key, checks[key](value)) for key, value in options.items()))
 
 
 def check_revisions(number: int) -> int:
@@ -86,3 +92,14 @@ def _parse_folder(text: str) -> str:
     if not text.startswith("/") or not is_plain or any(part in (".", "..") for part in text.split("/")):
         raise ValueRefusedError(f"dir_path '{text[:80]}' is not an absolute path")
     return "/" + "/".join(filter(None, text.split("/")))
+
+
+FOLDER = PoolOption(DIR_PATH, _parse_folder)
+REVISIONS = PoolOption(
+    REVISIONS_TO_KEEP, lambda text: str(check_revisions(INT.parse(text))), default="1", is_changeable=True
+)
+EPHEMERAL = PoolOption(
+    EPHEMERAL_VOLATILE, lambda text: str(check_ephemeral(value=BOOL.parse(text))), default="False", is_changeable=True
+)
+DEFAULTS = {option.name: option.default for option in (REVISIONS, EPHEMERAL)}
+"""What the options mean that are no driver's own, where nobody set them."""

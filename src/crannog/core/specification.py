@@ -94,7 +94,8 @@ def _disks(
 
 
 def _disk(location: Location, volume: Volume) -> Disk:
-    return Disk(location.path, format=location.format, is_readonly=not volume.rw)
+    is_block = location.is_block
+    return Disk(location.path, format=location.format, is_readonly=not volume.rw, is_block=is_block)
 
 
 def _drive_disk(vm: LocalVM, drive: Drive, file: DriveFile) -> Disk:

@@ -7,6 +7,7 @@ from crannog.core.chains import netvms_to_start
 from crannog.core.domain import Boot, HostCapabilities
 from crannog.core.drives import Drive, DriveFile, absent_file, check_drive
 from crannog.core.hypervisor_kinds import find_kind
+from crannog.core.layers import in_session
 from crannog.core.memory import need_of
 from crannog.core.plan import (
     AwaitAgent,
@@ -22,7 +23,7 @@ from crannog.core.plan import (
 from crannog.core.specification import Surroundings, build_spec
 from crannog.core.templates import may_use_template, origin, template_refusal
 from crannog.core.vms import LocalVM
-from crannog.core.volumes import Location, Volume
+from crannog.core.volumes import LayerState, Location, Volume
 from crannog.errors import StartError, VMNotHaltedError
 
 
@@ -53,6 +54,10 @@ class StartFacts:
     console_log: str
     drive_file: Callable[[str], DriveFile] = absent_file
     """What the path of a drive leads to."""
+    shares_live: Callable[[Volume], bool] = lambda _volume: True
+    """Whether the driver of a volume's pool keeps former content while new one is written."""
+    layer_state: Callable[[Volume], LayerState] = lambda _volume: LayerState.ABSENT
+    """What there is of a layer that is kept from start to start."""
     serving: frozenset[str] = frozenset()
     """UUIDs of the VMs that run, and neither start nor end just now."""
 
@@ -66,10 +71,10 @@ def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
     _check_template(vm, facts)
     _check_capabilities(vm, facts)
     drive = _find_drive(vm, request, facts)
-    volumes = [_ready(vm, volume) for volume in vm.volumes.values()]
+    volumes = ready_volumes(vm)
     spec = build_spec(vm, volumes, _surroundings(vm, facts), drive)
     steps: list[Step] = [StartNetvm(n.uuid, n.name, vm.uuid) for n in netvms_to_start(vm, facts.serving)]
-    steps += [PrepareVolume(volume) for volume in volumes]
+    steps += [PrepareVolume(volume, facts.layer_state(volume)) for volume in volumes]
     steps += _reservation(vm, facts.capabilities)
     steps += [StartRpc(vm.uuid, vm.name, chosen_user(vm)), CreatePaused(spec), Resume(vm.uuid)]
     if expects_agent(vm) if request.wait is None else request.wait:
@@ -109,23 +114,31 @@ def _check_template(vm: LocalVM, facts: StartFacts) -> None:
         raise StartError(template_refusal(vm.name, type(vm), vm.mode.name, vm.template))
     active = [vm.registry.find_uuid(uuid) for uuid in facts.active]
     others = sorted([o for o in active if isinstance(o, LocalVM) and o is not vm], key=lambda other: other.qid)
-    clashes = [(other, _shared_in_place(vm, other) or _shared_in_place(other, vm)) for other in others]
+    clashes = [(other, _shared(vm, other, facts) or _shared(other, vm, facts)) for other in others]
     running = [other.name for other, shared in clashes if shared]
     shared = next((shared for _, shared in clashes if shared), None)
     if shared:
         raise StartError(
             f"{vm.name} cannot be started while {', '.join(running)} runs: they share the {shared[1]} of "
-            f"{shared[0].name}, which keeps no revisions; shut down {running[0]} first"
+            f"{shared[0].name}, {_reason(*shared)}; shut down {running[0]} first"
         )
 
 
-def _shared_in_place(user: LocalVM, owner: LocalVM) -> tuple[LocalVM, str] | None:
-    """Return owner and name of a volume that `user` shows and `owner` writes in place, if there is one."""
+def _shared(user: LocalVM, owner: LocalVM, facts: StartFacts) -> tuple[LocalVM, str] | None:
+    """Return owner and name of a volume that `user` shows and cannot use beside `owner`, if there is one."""
     for name in user.volumes:
         holder, volume = origin(user, name)
-        if holder is owner and volume.revisions_to_keep <= 0:
+        if holder is owner and not volume.can_be_used_beside(shares_live=facts.shares_live(volume)):
             return owner, name
     return None
+
+
+def _reason(owner: LocalVM, name: str) -> str:
+    """Return why nobody can use that volume beside its owner."""
+    volume = owner.volumes[name]
+    if volume.revisions_to_keep <= 0:
+        return "which keeps no revisions"
+    return f"which pool {volume.pool} cannot show to others meanwhile"
 
 
 def _check_capabilities(vm: LocalVM, facts: StartFacts) -> None:
@@ -139,6 +152,11 @@ def _check_capabilities(vm: LocalVM, facts: StartFacts) -> None:
             f"{vm.name} has no kernel: virt_mode {vm.mode.name} needs one from the host; "
             f"add one with 'crannog template build', or name one with 'qvm-prefs {vm.name} kernel'"
         )
+
+
+def ready_volumes(vm: LocalVM) -> list[Volume]:
+    """Return the volumes of a VM as a start would prepare them."""
+    return [in_session(vm, _ready(vm, volume)) for volume in vm.volumes.values()]
 
 
 def _ready(vm: LocalVM, volume: Volume) -> Volume:

@@ -14,6 +14,8 @@ class VirtMode:
     boot = Boot.KERNEL
     has_display = False
     """The emulated screen exists, for boot messages and guests without an agent (design.md, B9)."""
+    has_one_layer = False
+    """What a template-based VM writes to its root is in one layer over its template's, on the host (design.md, B1)."""
     is_balanced = True
     """Its memory can grow and shrink while it runs, unless the VM's settings say otherwise."""
 
@@ -41,6 +43,7 @@ class Hvm(VirtMode):
     name = "hvm"
     boot = Boot.DISK
     has_display = True
+    has_one_layer = True
     is_balanced = False
 
 

@@ -12,6 +12,7 @@ no             no             empty at every start (volatile)
 """
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from crannog.errors import ValueRefusedError
 
@@ -38,6 +39,8 @@ class Volume:
     save_on_stop: bool = False
     revisions_to_keep: int = 0
     source: str = ""
+    keeps_layer: bool = False
+    """What a VM wrote to this layer is there at its next start, unless what is below has changed (design.md, B2)."""
     extra: tuple[tuple[str, str], ...] = ()
     """What the store says of it besides, as pairs: kept as it is."""
 
@@ -55,6 +58,13 @@ class Volume:
         """Whether what a VM writes is the content at once: there is no other that could be used meanwhile."""
         return self.save_on_stop and self.revisions_to_keep <= 0
 
+    def can_be_used_beside(self, *, shares_live: bool) -> bool:
+        """Tell whether others can use its finished content while its own VM runs (design.md, B12).
+
+        `shares_live` says whether its pool's driver keeps that apart from what the VM writes.
+        """
+        return shares_live and self.revisions_to_keep > 0
+
     def with_source(self, vid: str, size: int) -> "Volume":
         """Return this volume as a layer over another one."""
         return replace(self, source=vid, size=size)
@@ -66,6 +76,20 @@ class Location:
 
     path: str
     format: str
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a block device of the host, not a file."""
+        return self.path.startswith("/dev/")
+
+
+class LayerState(StrEnum):
+    """What there is of a layer when nobody uses it."""
+
+    ABSENT = "absent"
+    CURRENT = "current"
+    """It stands on what its source holds now."""
+    OUTDATED = "outdated"
 
 
 def check_size(size: int) -> int:

@@ -39,6 +39,7 @@ class Inventory:
         )
         self.volumes = Volumes(self.editor, world.pools, machines.lock, busy=machines.busy)
         self.pools = Pools(self.editor, world.pools, world.drivers)
+        self.upkeep = self.lifecycle.upkeep
         self.kernels = KernelShelf(self.editor, world.kernels)
         self.devices = Devices(self.editor, world.host_devices)
         self.firewall = Firewall(self.editor)

@@ -8,9 +8,10 @@ from contextlib import suppress
 from crannog.core import events
 from crannog.core.plan import Plan, StartNetvm
 from crannog.core.registry import Registry
-from crannog.core.startup import StartFacts, StartRequest, plan_start
+from crannog.core.startup import StartFacts, StartRequest, plan_start, ready_volumes
 from crannog.core.templates import origin
 from crannog.core.vms import LocalVM
+from crannog.core.volumes import LayerState
 from crannog.daemon.machines import Machines
 from crannog.daemon.memory import MemoryLedger
 from crannog.daemon.netvms import NetvmStarts
@@ -21,6 +22,7 @@ from crannog.daemon.shutdowns import Shutdowns, describe_failure
 from crannog.daemon.steps import Starting, Steps
 from crannog.daemon.world import Tell, World
 from crannog.editing.hold import check_free
+from crannog.editing.upkeep import Upkeep
 from crannog.errors import (
     CrannogError,
     StartError,
@@ -47,7 +49,8 @@ class Lifecycle:
         self.grace = KILL_GRACE
         self._tell = tell
         self.ledger = MemoryLedger(world, registry, machines)
-        self.steps = Steps(world, machines, self.ledger, tell)
+        self.upkeep = Upkeep(registry, world.pools, machines.lock, busy=machines.busy)
+        self.steps = Steps(world, machines, self.ledger, tell, self.upkeep)
         self.pausing = Pausing(machines, self.steps)
         netvms = NetvmStarts(registry, self.ensure_runs)
         self._runner = Runner({**self.steps.actions(), StartNetvm: Action(netvms.start)})
@@ -68,6 +71,8 @@ class Lifecycle:
     async def plan(self, vm: LocalVM, request: StartRequest) -> Plan:
         """Return the steps of a start; raises what `plan_start` raises."""
         check_free(self.machines.busy, vm, "be started")
+        kept = [volume for volume in ready_volumes(vm) if volume.keeps_layer]
+        layers = {volume.vid: await self.world.pool_of(volume).layer_state(volume) for volume in kept}
         facts = StartFacts(
             power_state=self.machines.power_state(vm.uuid),
             active=self.machines.active(),
@@ -76,6 +81,8 @@ class Lifecycle:
             locate=lambda volume: self.world.pool_of(volume).locate(volume),
             channel_path=self.world.paths.channel_socket(vm.uuid),
             console_log=self.world.paths.console_log(vm.name),
+            shares_live=lambda volume: self.world.pool_of(volume).shares_live,
+            layer_state=lambda volume: layers.get(volume.vid, LayerState.ABSENT),
             serving=self.machines.serving(),
             drive_file=lambda path: self.world.look_at_drive(path, self.registry.pools.values()),
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from crannog.core import events
 from crannog.core.domain import DomainState
+from crannog.core.layers import in_session
 from crannog.core.registry import Registry
 from crannog.core.startup import chosen_user
 from crannog.core.vms import LocalVM
@@ -123,7 +124,7 @@ class News:
             log.error("%s: %s", vm.name, error)
         for volume in vm.volumes.values():
             try:
-                await self.world.pool_of(volume).stop(volume)
+                await self.world.pool_of(volume).stop(in_session(vm, volume))
             except CrannogError as error:
                 log.error("%s: %s", vm.name, error)
 

@@ -25,7 +25,8 @@ class StageTime:
 class Action:
     """How one kind of step is done and undone."""
 
-    do: Callable[[Any], Awaitable[None]]
+    do: Callable[[Any], Awaitable[str | None]]
+    """It may return a remark, which is told with the step."""
     undo: Callable[[Any], Awaitable[None]] | None = None
 
 
@@ -47,9 +48,10 @@ class Runner:
             for step in plan:
                 begun.append(step)
                 before = self._clock()
-                await self._actions[type(step)].do(step)
-                times.append(StageTime(step.stage, self._clock() - before))
-                log.info("%s: %s (%.0f ms)", name, step.stage, 1000 * times[-1].seconds)
+                remark = await self._actions[type(step)].do(step)
+                told = f"{step.tell()} ({remark})" if remark else step.tell()
+                times.append(StageTime(told, self._clock() - before))
+                log.info("%s: %s (%.0f ms)", name, told, 1000 * times[-1].seconds)
         except BaseException as error:
             log.warning("%s: step '%s' failed: %s", name, begun[-1].stage, error)
             await self._undo_whatever_comes(name, begun)

@@ -1,6 +1,7 @@
 """How each kind of step of a start is done and undone, and what is told about it."""
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -13,12 +14,16 @@ from crannog.daemon.memory import MemoryLedger
 from crannog.daemon.runner import Action
 from crannog.daemon.waiting import first_of
 from crannog.daemon.world import Tell, World
-from crannog.errors import HypervisorError, StartError
+from crannog.editing.upkeep import Upkeep
+from crannog.errors import HypervisorError, StartError, VMNotRunningError
 
 log = logging.getLogger(__name__)
 
 NEWS_TIMEOUT = 5
 """Seconds after which the news of a domain's new state is not waited for any more; it comes within milliseconds."""
+LOOK_TIMEOUT = 0.5
+"""Seconds without news after which a look at the domains tells whether one that was ended is gone: libvirt tells nobody
+of the end of a domain whose creation it gave up for that."""
 
 
 @dataclass
@@ -33,8 +38,9 @@ class Starting:
 class Steps:
     """Does and undoes steps. `starting` holds the starts that go on, by the UUID of their VM."""
 
-    def __init__(self, world: World, machines: Machines, ledger: MemoryLedger, tell: Tell) -> None:
+    def __init__(self, world: World, machines: Machines, ledger: MemoryLedger, tell: Tell, upkeep: Upkeep) -> None:
         self._world = world
+        self._upkeep = upkeep
         self._machines = machines
         self._ledger = ledger
         self._tell = tell
@@ -54,8 +60,13 @@ class Steps:
             AwaitAgent: Action(self._watch.until_ready),
         }
 
-    async def _prepare_volume(self, step: PrepareVolume) -> None:
+    async def _prepare_volume(self, step: PrepareVolume) -> str:
+        """Make a volume ready, if its images may be used; return what is odd about them."""
+        remarks = await self._upkeep.examine(step.volume)
+        for remark in remarks:
+            log.warning("volume %s: %s", step.volume.vid, remark)
         await self._world.pool_of(step.volume).start(step.volume)
+        return "; ".join(remarks)
 
     async def _abandon_volume(self, step: PrepareVolume) -> None:
         await self._world.pool_of(step.volume).abandon(step.volume)
@@ -85,13 +96,15 @@ class Steps:
     async def end(self, uuid: str) -> None:
         """End a domain and return when its end is known."""
         await self._world.hypervisor.destroy(uuid)
-        try:
-            async with asyncio.timeout(NEWS_TIMEOUT):
-                await self._machines.ended(uuid)
-        except TimeoutError:
-            if uuid in {info.uuid for info in await self._world.hypervisor.domains()}:
-                raise HypervisorError(f"domain {uuid} was ended but is still there; try again") from None
-            self._machines.change(uuid, DomainState.ABSENT)
+        for seconds in (LOOK_TIMEOUT, NEWS_TIMEOUT - LOOK_TIMEOUT):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._machines.ended(uuid)
+                    return
+            if uuid not in {info.uuid for info in await self._world.hypervisor.domains()}:
+                self._machines.change(uuid, DomainState.ABSENT)
+                return
+        raise HypervisorError(f"domain {uuid} was ended but is still there; try again")
 
     async def cut(self, uuid: str) -> None:
         """End a domain and return when it is known to be gone. The hypervisor may be busy with it for longer.
@@ -136,9 +149,19 @@ class Steps:
         await self._either(uuid, DomainState.RUNNING)
 
     async def stop_running(self, vm: str, uuid: str) -> None:
-        """Stop a domain's processors, and return when it is known to be paused, or to have ended."""
+        """Stop a domain's processors, and return when it is known to be paused, or to have ended.
+
+        Raises VMNotRunningError for one that ends while it is asked, HypervisorError for one that refuses.
+        """
         self._tell(events.plain(vm, "domain-pre-paused"))
-        await self._world.hypervisor.pause(uuid)
+        try:
+            await self._world.hypervisor.pause(uuid)
+        except HypervisorError as error:
+            # The news of a QEMU that died of itself may come a moment later than the failure of what it was asked.
+            await first_of(LOOK_TIMEOUT, self._machines.ended(uuid))
+            if self._machines.has_domain(uuid):
+                raise
+            raise VMNotRunningError(f"{vm} was not paused: it has just ended by itself") from error
         await self._either(uuid, DomainState.PAUSED)
 
     async def _either(self, uuid: str, state: DomainState) -> None:

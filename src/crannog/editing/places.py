@@ -39,11 +39,20 @@ def move_to(volume: Volume, pool: PoolConfig) -> Volume:
     return replace(volume, pool=pool.name, revisions_to_keep=keeps)
 
 
-def check_steady(editor: Editor, vm: QubeBase, name: str) -> None:
-    """Raise VMNotHaltedError while somebody writes to what a VM's volume shows, in place."""
+def check_steady(editor: Editor, vm: QubeBase, name: str, pools: Mapping[str, Pool] | None = None) -> None:
+    """Raise VMNotHaltedError while somebody writes to what a VM's volume shows, in place.
+
+    `pools` are those that are served; without them their drivers are taken for ones that keep former content apart.
+    """
     owner, held = origin(vm, name)
-    if held.is_in_place:
+    if not is_steady(held, pools or {}):
         editor.check_halted(owner, f"have its volume {name} copied")
+
+
+def is_steady(held: Volume, pools: Mapping[str, Pool]) -> bool:
+    """Tell whether the content of a volume that is no layer can be copied while its own VM runs."""
+    pool = pools.get(held.pool)
+    return held.can_be_used_beside(shares_live=pool.shares_live if pool else True)
 
 
 def find_pool(pools: Mapping[str, Pool], volume: Volume) -> Pool:

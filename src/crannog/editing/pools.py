@@ -3,10 +3,10 @@
 from collections.abc import Mapping, MutableMapping
 
 from crannog.core import events, rules
-from crannog.core.pools import DEFAULTS, KERNEL_POOL, PoolConfig, new_pool, parse_option
+from crannog.core.pools import KERNEL_POOL, PoolConfig, new_pool
 from crannog.core.registry import Registry
 from crannog.editing.editor import Editor
-from crannog.errors import NotYetError, PoolInUseError, ValueRefusedError
+from crannog.errors import NotYetError, PoolInUseError
 from crannog.ports.storage import Pool, PoolDrivers
 
 
@@ -24,7 +24,7 @@ class Pools:
 
     def drivers(self) -> Mapping[str, tuple[str, ...]]:
         """Return the names of the drivers, each with those of its options."""
-        return self._drivers.options()
+        return {driver: tuple(option.name for option in known) for driver, known in self._drivers.options().items()}
 
     def settings(self, name: str) -> dict[str, str]:
         """Return what is configured of a pool, defaults too."""
@@ -56,13 +56,7 @@ class Pools:
             raise
 
     def _check(self, name: str, driver: str, options: Mapping[str, str]) -> PoolConfig:
-        known = self._drivers.options()[driver]
-        unknown = next((key for key in options if key not in known), None)
-        if unknown is not None:
-            raise ValueRefusedError(
-                f"driver {driver} has no option '{unknown[:80]}'; its options are {', '.join(known)}"
-            )
-        config = new_pool(name, driver, options)
+        config = new_pool(name, driver, options, self._drivers.options()[driver])
         self._registry.check_pool_name_is_free(name)
         return config
 
@@ -82,8 +76,9 @@ class Pools:
     def set_option(self, name: str, key: str, text: str) -> None:
         """Change an option of a pool; raises ValueRefusedError or NotYetError."""
         config = self._registry.pools[name]
-        if key not in self._drivers.options().get(config.driver, ()) or key not in DEFAULTS:
+        known = {option.name: option for option in self._drivers.options().get(config.driver, ())}
+        if key not in known or not known[key].is_changeable:
             raise NotYetError(f"{key} of pool '{name[:80]}' cannot be changed: its driver, {config.driver}, has none")
-        changed = config.with_option(key, parse_option(key, text))
+        changed = config.with_option(key, known[key].check(text))
         with self._editor.change(self._registry):
             self._registry.pools[name] = changed

@@ -12,7 +12,7 @@ from crannog.core.vms import QubeBase
 from crannog.core.volumes import Volume, check_size
 from crannog.editing.editor import Editor
 from crannog.editing.hold import Busy, Hold, check_free, hold_all, hold_nothing
-from crannog.editing.places import check_steady, find_pool
+from crannog.editing.places import check_steady, find_pool, is_steady
 from crannog.editing.tokens import Tokens
 from crannog.errors import StorageError, ValueRefusedError
 from crannog.ports.storage import Pool
@@ -110,12 +110,12 @@ class Volumes:
         token = self._tokens.take(text)
         source = self._editor.registry.find_vm(f"uuid:{token.uuid}")
         owner, held = origin(source, token.volume)
-        beside = (owner,) if held.is_in_place else ()
+        beside = () if is_steady(held, self._pools) else (owner,)
         async with self._working(vm, name, "get other content", beside=beside) as (pool, volume):
             if (held.pool, held.vid) == (volume.pool, volume.vid):
                 raise ValueRefusedError(f"volume {name} of {vm.name} cannot be copied onto itself")
             check_free(self._busy, owner, "be copied")
-            check_steady(self._editor, source, token.volume)
+            check_steady(self._editor, source, token.volume, self._pools)
             self._keep_size(vm, await pool.clone(held, volume, find_pool(self._pools, held)))
 
     # -- content from another program

@@ -6,12 +6,14 @@ from typing import Any
 
 from crannog.errors import StorageError, ValueRefusedError
 from crannog.images.basetree import BaseTree, provide_base
+from crannog.images.boottools import BootTools, provide_tools
 from crannog.images.cache import ImageCache, compute_key, read_json, write_json
 from crannog.images.digest import digest_sparse
 from crannog.images.disk import RootDisk, disk_for
 from crannog.images.guestfiles import GuestFile, list_guest_files, write_tar
 from crannog.images.initramfs import describe_initramfs, make_initramfs
 from crannog.images.kernelparts import KernelParts, provide_parts
+from crannog.images.kernelsource import RecipeSource
 from crannog.images.recipe import Recipe, find_recipe
 from crannog.images.tools import Report, owner_prefix, run_tool, stage
 
@@ -20,7 +22,7 @@ MIN_SIZE = 512 * 2**20
 MAX_SIZE = 2 * 2**40
 """Largest disk that an MBR partition table can describe."""
 
-_VERSION = 2
+_VERSION = 3
 """Raised whenever this module makes something else of the same input."""
 
 
@@ -60,15 +62,18 @@ def build_template(
         raise ValueRefusedError(f"a root disk of {size} bytes is not whole MiB from 512 MiB to 2 TiB")
     agent = _read_agent(agent_path)
     cache = ImageCache(cache_dir, report)
-    parts = provide_parts(cache, chosen, refresh=refresh)
+    tools = provide_tools(cache, chosen, refresh=refresh)
+    parts = provide_parts(cache, RecipeSource(chosen), tools, refresh=refresh)
     base = provide_base(cache, chosen, refresh=refresh)
     files = list_guest_files(chosen.name, agent) + disk.list_files()
-    content = [describe_initramfs(), [dataclasses.astuple(file) for file in files]]
+    initramfs = describe_initramfs(tools) if disk.has_own_kernel else []
+    content = [initramfs, [dataclasses.astuple(file) for file in files]]
     key = compute_key([_VERSION, size, disk.describe(), parts.identity, base.identity, content])
 
     def build(folder: str) -> None:
         with stage(report, f"{chosen.name}: making the {virt_mode} root image"):
-            _assemble(folder, base, parts, files, disk, size)
+            boot = _list_boot_files(folder, parts, tools) if disk.has_own_kernel else []
+            _assemble(folder, base, parts, files + boot, disk, size)
             write_json(f"{folder}/manifest.json", _make_manifest(folder, chosen, disk, parts, base))
 
     path = cache.provide(f"{chosen.name}-{virt_mode}", key, build)
@@ -88,10 +93,6 @@ def _assemble(
 ) -> None:
     tree, own, image = f"{folder}/tree", f"{folder}/own.tar", f"{folder}/root.img"
     os.mkdir(tree, 0o755)
-    if disk.has_own_kernel:
-        make_initramfs(parts, f"{folder}/initramfs")
-        files = files + _kernel_files(f"{parts.path}/vmlinuz", f"{folder}/initramfs")
-        os.unlink(f"{folder}/initramfs")
     write_tar(files, own)
     for tar in (base.tar, f"{parts.path}/modules.tar", own):
         _unpack(tar, tree)
@@ -108,11 +109,15 @@ def _unpack(tar: str, tree: str) -> None:
     run_tool([*owner_prefix(), "tar", "-C", tree, *options, "-xf", tar], "unpacking the root file system")
 
 
-def _kernel_files(vmlinuz: str, initramfs: str) -> list[GuestFile]:
+def _list_boot_files(folder: str, parts: KernelParts, tools: BootTools) -> list[GuestFile]:
+    """Return kernel and initramfs of a guest that boots by itself; its root is written on the host."""
+    initramfs = f"{folder}/initramfs"
+    make_initramfs(parts, tools, initramfs, has_layers=False)
     found = []
-    for name, path in (("vmlinuz", vmlinuz), ("initramfs", initramfs)):
+    for name, path in (("vmlinuz", f"{parts.path}/vmlinuz"), ("initramfs", initramfs)):
         with open(path, "rb") as file:
             found.append(GuestFile(f"boot/{name}", content=file.read()))
+    os.unlink(initramfs)
     return found
 
 

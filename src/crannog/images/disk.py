@@ -44,7 +44,7 @@ class PvDisk:
 
     def write(self, tree: str, image: str) -> None:
         """Write the tree to the sparse file `image`, which has its full size already."""
-        _make_filesystem(tree, image, 0)
+        make_filesystem(tree, image)
 
 
 class HvmDisk:
@@ -68,7 +68,7 @@ class HvmDisk:
     def write(self, tree: str, image: str) -> None:
         """Write the tree to the sparse file `image`, which has its full size already."""
         write_partition_table(image)
-        _make_filesystem(tree, image, PARTITION_START)
+        make_filesystem(tree, image, offset=PARTITION_START)
         install_grub(image)
 
 
@@ -82,13 +82,14 @@ def disk_for(virt_mode: str) -> RootDisk:
     return _DISKS[virt_mode]
 
 
-def _make_filesystem(tree: str, image: str, offset: int) -> None:
+def make_filesystem(tree: str, image: str, *options: str, label: str = "root", offset: int = 0) -> None:
+    """Fill the sparse file `image`, from byte `offset` on, with an ext4 file system that holds the folder `tree`."""
     kib = (os.path.getsize(image) - offset) // 1024
-    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-E", f"offset={offset},root_owner=0:0"]
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-E", f"offset={offset},root_owner=0:0", *options]
     environment = {"MKE2FS_CONFIG": data_path("mke2fs.conf")}
     # The tree's files belong to other users, also when this user is not root.
     run_tool(
         [*owner_prefix(), *command, "-d", tree, image, f"{kib}k"],
-        "making the root file system",
+        f"making the {label} file system",
         environment=environment,
     )

@@ -6,10 +6,12 @@ import os
 import tarfile
 
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "files")
-_UNIT = os.path.join(os.path.dirname(_FOLDER), os.pardir, "guest", "crannog-agent.service")
+_GUEST = os.path.join(os.path.dirname(os.path.dirname(_FOLDER)), "guest")
 
 LIBRARY = "usr/lib/crannog"
 AGENT = LIBRARY + "/agent.py"
+_HOOKS = {"initramfs-tools": "usr/share/initramfs-tools", "dracut": "usr/lib/dracut/modules.d/90crannog"}
+"""Folders beside the agent, and where the programs that make an initramfs look for what is in them."""
 
 
 def read_file(name: str) -> bytes:
@@ -21,6 +23,11 @@ def read_file(name: str) -> bytes:
 def data_path(name: str) -> str:
     """Return where a data file of this package is."""
     return os.path.join(_FOLDER, name)
+
+
+def _read_guest(*names: str) -> bytes:
+    with open(os.path.join(_GUEST, *names), "rb") as file:
+        return file.read()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +55,6 @@ class GuestFile:
 def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
     """Return what every image gets: init's table and scripts, the agent, and the folders they need."""
     script, folder = 0o755, 0o755
-    with open(_UNIT, "rb") as file:
-        unit = file.read()
     systemd = "etc/systemd/system"
     return [
         GuestFile(LIBRARY, folder),
@@ -67,7 +72,7 @@ def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
         GuestFile("etc/acpi/PWRF", folder),
         GuestFile("etc/acpi/PWRF/00000080", script, read_file("power-button")),
         # Without effect until somebody installs systemd as init.
-        GuestFile("usr/lib/systemd/system/crannog-agent.service", content=unit),
+        GuestFile("usr/lib/systemd/system/crannog-agent.service", content=_read_guest("crannog-agent.service")),
         GuestFile(systemd, folder),
         GuestFile(f"{systemd}/multi-user.target.wants", folder),
         GuestFile(
@@ -77,7 +82,25 @@ def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
         GuestFile("etc/hostname", content=hostname.encode() + b"\n"),
         GuestFile("etc/hosts", content=read_file("hosts")),
         GuestFile("rw", folder),
+        GuestFile(f"{LIBRARY}/layers.sh", content=read_layers()),
+        *(file for name, place in _HOOKS.items() for file in _list_hooks(name, place)),
     ]
+
+
+def read_layers() -> bytes:
+    """Return the script with which every initramfs puts the second layer over a root."""
+    return _read_guest("layers.sh")
+
+
+def _list_hooks(name: str, place: str) -> list[GuestFile]:
+    """Return the files of one folder beside the agent: without effect where nothing makes an initramfs."""
+    found = []
+    top = os.path.join(_GUEST, name)
+    for parent, _, names in sorted(os.walk(top)):
+        folder = os.path.normpath(f"{place}/{os.path.relpath(parent, top)}")
+        found.append(GuestFile(folder, 0o755))
+        found += [GuestFile(f"{folder}/{file}", 0o755, _read_guest(parent, file)) for file in sorted(names)]
+    return found
 
 
 def write_tar(files: list[GuestFile], path: str) -> None:

@@ -1,44 +1,64 @@
-"""The initramfs: busybox, one script, and the few drivers that stand between the kernel and its root disk."""
+"""The initramfs: busybox, a few scripts, and the drivers that stand between the kernel and its root.
+
+One for kernels that the host gives can put a second layer over a root (guest/layers.sh); one for a guest that boots by
+itself lacks the programs for it, because its root is written on the host.
+"""
 
 import os
 import shutil
 import tarfile
 
-from crannog.images.guestfiles import read_file
+from crannog.images.boottools import BootTools
+from crannog.images.guestfiles import read_file, read_layers
 from crannog.images.kernelparts import KernelParts
-from crannog.images.modules import DRIVERS_AT_BOOT, choose_for_boot, read_dependencies
+from crannog.images.modules import DRIVERS_AT_BOOT, DRIVERS_FOR_LAYERS, choose_for_boot, read_dependencies
 from crannog.images.tools import run_tool
 
 _FOLDERS = ("bin", "dev", "proc", "sys", "newroot")
+_APPLETS = (
+    *("cat", "chroot", "mkdir", "mkswap", "modprobe", "mount", "poweroff", "sh", "sleep", "swapon", "switch_root"),
+)
+"""What the scripts call. Others who read layers.sh have programs of these names, so here they have them as well."""
 
 
-def describe_initramfs() -> list[object]:
+def describe_initramfs(tools: BootTools) -> list[object]:
     """Return what decides the content of an initramfs beside the kernel, for cache keys."""
-    return [DRIVERS_AT_BOOT, read_file("initramfs-init")]
+    scripts = [read_file("initramfs-init"), read_layers()]
+    return [DRIVERS_AT_BOOT, DRIVERS_FOR_LAYERS, _APPLETS, *scripts, tools.identity]
 
 
-def make_initramfs(parts: KernelParts, path: str) -> None:
+def make_initramfs(parts: KernelParts, tools: BootTools, path: str, *, has_layers: bool) -> None:
     """Write the initramfs to the file `path`, as an uncompressed cpio: unpacking would cost more than loading."""
     tree = path + ".tree"
     for folder in _FOLDERS:
         os.makedirs(f"{tree}/{folder}")
-    shutil.copy(f"{parts.path}/busybox", f"{tree}/bin/busybox")
-    with open(f"{tree}/init", "wb") as file:
-        file.write(read_file("initramfs-init"))
-    os.chmod(f"{tree}/init", 0o755)  # noqa: S103 (it is a program)
-    _copy_drivers(parts, f"{tree}/lib/modules")
+    shutil.copy(tools.busybox, f"{tree}/bin/busybox")
+    for applet in _APPLETS:
+        os.symlink("busybox", f"{tree}/bin/{applet}")
+    _write(f"{tree}/init", read_file("initramfs-init"))
+    os.makedirs(f"{tree}/lib/crannog")
+    _write(f"{tree}/lib/crannog/layers.sh", read_layers())
+    if has_layers:
+        shutil.copytree(tools.layers, tree, dirs_exist_ok=True)
+    _copy_drivers(parts, f"{tree}/lib/modules", DRIVERS_FOR_LAYERS if has_layers else ())
     _pack(tree, path)
     shutil.rmtree(tree)
 
 
-def _copy_drivers(parts: KernelParts, target: str) -> None:
+def _write(path: str, script: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(script)
+    os.chmod(path, 0o755)  # noqa: S103 (it is a program)
+
+
+def _copy_drivers(parts: KernelParts, target: str, on_demand: tuple[str, ...]) -> None:
     source = f"usr/lib/modules/{parts.release}"
     folder = f"{target}/{parts.release}"
     os.makedirs(folder)
     with tarfile.open(f"{parts.path}/modules.tar") as tar:
         _extract(tar, f"{source}/modules.dep", f"{folder}/modules.dep")
         dependencies = read_dependencies(f"{folder}/modules.dep")
-        drivers = choose_for_boot(dependencies)
+        drivers = choose_for_boot(dependencies, (*DRIVERS_AT_BOOT, *on_demand))
         for driver in drivers:
             os.makedirs(os.path.dirname(f"{folder}/{driver}"), exist_ok=True)
             _extract(tar, f"{source}/{driver}", f"{folder}/{driver}")

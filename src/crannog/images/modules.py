@@ -3,8 +3,12 @@
 import os
 from collections.abc import Iterable
 
-DRIVERS_AT_BOOT = ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng")
-"""What the initramfs loads: the disk, the agent's port, and entropy, without which Python waits a second."""
+DRIVERS_AT_BOOT = ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng", "crc32c_generic", "ext4")
+"""What the initramfs loads: the disk, the agent's port, entropy, without which Python waits a second, and the file
+system, which needs a checksum that it names nowhere. What a kernel has built in is left out."""
+
+DRIVERS_FOR_LAYERS = ("dm-snapshot", "overlay", "xen-blkfront")
+"""What an initramfs for kernels from the host has besides, and loads when it is needed."""
 
 KEPT = (
     "arch/",
@@ -39,6 +43,7 @@ KEPT = (
     "drivers/virtio/",
     "drivers/xen/",
     "fs/autofs/",
+    "fs/ext4/",
     "fs/fat/",
     "fs/fuse/",
     "fs/isofs/",
@@ -93,7 +98,7 @@ def choose_for_images(dependencies: Dependencies) -> set[str]:
     return close_over((module for module in dependencies if module.startswith(prefixes)), dependencies)
 
 
-def choose_for_boot(dependencies: Dependencies) -> set[str]:
-    """Return the paths of the modules that the initramfs gets; a driver that is built in has none."""
-    names = {driver + ".ko" for driver in DRIVERS_AT_BOOT}
+def choose_for_boot(dependencies: Dependencies, drivers: Iterable[str] = DRIVERS_AT_BOOT) -> set[str]:
+    """Return the paths of the modules that an initramfs gets; a driver that is built in has none."""
+    names = {driver + ".ko" for driver in drivers}
     return close_over((module for module in dependencies if os.path.basename(module) in names), dependencies)

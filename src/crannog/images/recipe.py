@@ -33,6 +33,7 @@ RECIPES = {
         # usr-is-merged stands in for usrmerge, which would bring 48 MB of Perl.
         packages=(
             "busybox-static",
+            "dmsetup",
             "e2fsprogs",
             "iproute2",
             "login",

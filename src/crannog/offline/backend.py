@@ -14,6 +14,7 @@ from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
 from crannog.editing.pools import Pools
 from crannog.editing.population import Population
+from crannog.editing.upkeep import Upkeep
 from crannog.editing.volumes import Volumes
 from crannog.hostfacts import read_host_facts
 from crannog.offline.power import NoPower
@@ -33,6 +34,7 @@ class OfflineBackend:
         self.population = Population(self.editor, pools, forget=partial(discard_logs, paths))
         self.volumes = Volumes(self.editor, pools)
         self.pools = Pools(self.editor, pools, Drivers(paths))
+        self.upkeep = Upkeep(self.registry, pools)
         self.kernels = KernelShelf(self.editor, KernelPool(paths.kernels))
         self.devices = Devices(self.editor, SysfsDevices())
         self.firewall = Firewall(self.editor)

@@ -1,10 +1,11 @@
 """What Crannog asks of a storage pool."""
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from crannog.core.pools import PoolConfig
-from crannog.core.volumes import Location, Volume
+from crannog.core.pools import PoolConfig, PoolOption
+from crannog.core.volumes import LayerState, Location, Volume
 
 
 class Pool(Protocol):
@@ -16,12 +17,17 @@ class Pool(Protocol):
 
     name: str
     driver: str
+    shares_live: bool
+    """Whether VMs may use the finished content of a volume with revisions while its own VM runs (design.md, B12)."""
 
     def locate(self, volume: Volume) -> Location:
         """Return where the volume will be once it is started. Changes nothing."""
 
     def newest(self, vid: str) -> Location:
         """Return the newest finished content of a volume that is no layer."""
+
+    def reading(self, vid: str) -> AbstractAsyncContextManager[Location]:
+        """Return what gives out the same, for `async with`: it stays as it is until the end of the block."""
 
     def usage(self, volume: Volume) -> int:
         """Return the bytes that the volume takes now, with its revisions."""
@@ -31,6 +37,9 @@ class Pool(Protocol):
 
     async def is_outdated(self, volume: Volume) -> bool:
         """Tell whether a started layer stands on content of its source that is not the newest any more."""
+
+    async def layer_state(self, volume: Volume) -> LayerState:
+        """Return what there is of a layer of a halted VM, which a start with `Volume.keeps_layer` would go on with."""
 
     async def create(self, volumes: tuple[Volume, ...]) -> None:
         """Make the volumes of one new VM, all or none. They are provisional until `claim`."""
@@ -72,7 +81,10 @@ class Pool(Protocol):
         """Delete revisions beyond those that the volume keeps, as far as nothing stands on them."""
 
     async def start(self, volume: Volume) -> None:
-        """Make the volume ready for use at `locate`. What a dropped layer held is gone from here on."""
+        """Make the volume ready for use at `locate`. What a dropped layer held is gone from here on.
+
+        With `Volume.keeps_layer`, a layer that stands on what its source holds now is taken up again.
+        """
 
     async def stop(self, volume: Volume) -> None:
         """Keep or drop what was written, as the volume's flags say. Stopping twice does nothing the second time."""
@@ -93,8 +105,8 @@ class Pool(Protocol):
 class PoolDrivers(Protocol):
     """The kinds of pools that this host can serve."""
 
-    def options(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the names of the drivers, each with those of its options."""
+    def options(self) -> Mapping[str, tuple[PoolOption, ...]]:
+        """Return the names of the drivers, each with its options."""
 
     def settings(self, config: PoolConfig) -> dict[str, str]:
         """Return everything that is configured of a pool, defaults too, by name; what is stored where it is unknown."""

@@ -15,12 +15,15 @@ async def run_tool(purpose: str, *command: str) -> None:
     await _run(purpose, command, asyncio.subprocess.DEVNULL)
 
 
-async def read_tool(purpose: str, *command: str) -> bytes:
-    """Run `command` and return what it prints; raises what `run_tool` raises."""
-    return await _run(purpose, command, asyncio.subprocess.PIPE)
+async def read_tool(purpose: str, *command: str, answers: tuple[int, ...] = ()) -> bytes:
+    """Run `command` and return what it prints; raises what `run_tool` raises.
+
+    `answers` are exit codes other than 0 that are no failure.
+    """
+    return await _run(purpose, command, asyncio.subprocess.PIPE, answers)
 
 
-async def _run(purpose: str, command: tuple[str, ...], output: int) -> bytes:
+async def _run(purpose: str, command: tuple[str, ...], output: int, answers: tuple[int, ...] = ()) -> bytes:
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -39,13 +42,18 @@ async def _run(purpose: str, command: tuple[str, ...], output: int) -> bytes:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode:
-        lines = stderr.decode(errors="replace").strip().splitlines() or [
-            f"{command[0]} ended with {process.returncode}"
-        ]
-        # The first line is the cause; what follows from it comes after.
-        raise StorageError(f"{purpose}: {lines[0]}{space_hint(stderr.decode(errors='replace'))}")
+    if process.returncode and process.returncode not in answers:
+        raise complaint(purpose, command, process.returncode, stderr.decode(errors="replace"))
     return stdout or b""
+
+
+def complaint(purpose: str, command: tuple[str, ...], code: int, text: str) -> StorageError:
+    """Return the sentence for a tool that ended with `code` and said `text` on stderr."""
+    lines = text.strip().splitlines()
+    # Warnings come first, then the cause; what follows from it comes after.
+    causes = [line.strip() for line in lines if not line.strip().startswith("WARNING")] or lines
+    cause = causes[0] if causes else f"{command[0]} ended with {code}"
+    return StorageError(f"{purpose}: {cause}{space_hint(text)}")
 
 
 def space_hint(reason: str) -> str:

@@ -1,0 +1,62 @@
+"""Methods about what is wrong in pools, what nobody needs in them, and images that were changed behind our back."""
+
+import json
+from dataclasses import asdict
+
+from crannog.api.table import Access, Call, Destination, Presence, method
+from crannog.core.findings import Finding
+from crannog.editing.upkeep import Waste
+from crannog.errors import DeniedError, NotFoundError
+
+ADMIN, ANY, NEEDED = Destination.ADMIN, Destination.ANY, Presence.REQUIRED
+
+
+@method("crannog.pool.Check", ADMIN, argument=NEEDED)
+async def check_pool(call: Call) -> str:
+    """Return what is wrong or superfluous in a pool, as JSON: `found`, a list of objects. Nothing is changed.
+
+    Each has `kind` (orphan, half-made, missing, broken, changed, unsafe), `path`, `reason`, which goes on a sentence
+    that begins with the path, `vid` and `size` in bytes.
+    """
+    return _render(await call.backend.upkeep.check(_pool(call)), [])
+
+
+@method("crannog.pool.FindWaste", ADMIN, argument=NEEDED)
+async def find_waste(call: Call) -> str:
+    """Return what could be deleted in a pool, like Check does, and `remarks`, sentences. Nothing is changed.
+
+    `size` is what becomes free; kind `unneeded` are former contents that nobody can go back to.
+    """
+    return _render_waste(await call.backend.upkeep.find_waste(_pool(call)))
+
+
+@method("crannog.pool.Collect", ADMIN, argument=NEEDED, access=Access.WRITE)
+async def collect(call: Call) -> str:
+    """Delete what FindWaste finds, and return what is gone, in the same way."""
+    return _render_waste(await call.backend.upkeep.collect(_pool(call)))
+
+
+@method("crannog.vm.volume.Accept", ANY, argument=NEEDED, access=Access.WRITE)
+async def accept(call: Call) -> None:
+    """Take a volume's images for what they are now, although somebody changed them behind our back."""
+    if call.argument not in call.vm.volumes:
+        raise DeniedError(f"Argument not in '{call.vm.name} volumes'")
+    await call.backend.upkeep.accept(call.vm, call.argument)
+
+
+def _pool(call: Call) -> str:
+    if call.argument not in call.backend.registry.pools:
+        raise NotFoundError(f"there is no pool '{call.argument[:80]}'; 'qvm-pool list' lists the pools")
+    return call.argument
+
+
+def _render(found: list[Finding], remarks: list[str]) -> str:
+    return json.dumps({"found": [_describe(finding) for finding in found], "remarks": remarks})
+
+
+def _render_waste(waste: Waste) -> str:
+    return _render(waste.found, waste.remarks)
+
+
+def _describe(finding: Finding) -> dict[str, object]:
+    return {key: value for key, value in asdict(finding).items() if key != "is_fatal"}

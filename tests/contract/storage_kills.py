@@ -1,0 +1,219 @@
+"""What every driver keeps to, part four: a daemon that is killed between any two steps leaves everything whole."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from crannog.core.volumes import Volume
+from crannog.ports.storage import Pool
+from tests.contract.benches import (
+    ALL,
+    IN_PLACE,
+    KEEPING,
+    LAYER,
+    SIZE,
+    Bench,
+    Contract,
+    furnish,
+    image,
+    own,
+    put,
+    see,
+    session,
+)
+
+EVENTS = frozenset({
+    "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.utime", "os.link", "os.symlink",
+    "fcntl.ioctl", "subprocess.Popen", "shutil.rmtree",
+})  # fmt: skip
+"""What Python tells of before it does it (docs.python.org/3/library/audit_events.html), and what changes something."""
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+FINISHED, FAILED = 0, 3
+MOST_STEPS = 60
+NEW_VM = (replace(KEEPING, vid="new-5/root"), replace(IN_PLACE, vid="new-5/private"))
+
+Act = Callable[[Pool, Volume, Path], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a daemon does when it is killed, and what a volume that held `b` holds when it was not."""
+
+    act: Act
+    after: str
+    needs_revisions: bool = False
+
+
+async def _finish_import(pool: Pool, volume: Volume, _folder: Path) -> None:
+    path = await pool.begin_import(volume, SIZE)
+    put(path, b"i" * SIZE)
+    await pool.finish_import(volume, SIZE)
+
+
+async def _clone(pool: Pool, volume: Volume, _folder: Path) -> None:
+    await pool.create(NEW_VM)
+    for target in NEW_VM:
+        await pool.clone(volume, target)
+    await pool.clone(KEEPING if volume is IN_PLACE else IN_PLACE, volume)
+
+
+async def _come_and_go(pool: Pool, _volume: Volume, _folder: Path) -> None:
+    await pool.create(NEW_VM)
+    await pool.claim(NEW_VM)
+    await pool.remove(NEW_VM)
+
+
+async def _use_layer(pool: Pool, _volume: Volume, _folder: Path) -> None:
+    await session(pool, LAYER, "x")
+
+
+CHANGES = {
+    "import_file": Change(lambda pool, volume, folder: pool.import_file(volume, image(folder, "i")), "i"),
+    "finish_import": Change(_finish_import, "i"),
+    "clear": Change(lambda pool, volume, _: pool.clear(volume), "\0"),
+    "resize": Change(lambda pool, volume, _: pool.resize(volume, 2 * SIZE), "b"),
+    "session": Change(lambda pool, volume, _: session(pool, volume, "i"), "i"),
+    "revert": Change(lambda pool, volume, _: pool.revert(volume, pool.revisions(volume)[-1]), "a", True),
+    "trim": Change(lambda pool, volume, _: pool.trim(replace(volume, revisions_to_keep=0)), "b"),
+    "clone": Change(_clone, "o"),
+    "come and go": Change(_come_and_go, "b"),
+    "layer": Change(_use_layer, "b"),
+}
+
+
+class KillContract(Contract):
+    """Kills, with SIGKILL, before each thing that the daemon does to files, and while each tool runs."""
+
+    @own
+    @pytest.mark.parametrize("name", sorted(CHANGES))
+    @pytest.mark.timeout(120)
+    def test_a_daemon_that_is_killed_leaves_old_or_new_content(
+        self, bench: Bench, volume: Volume, name: str, tmp_path: Path
+    ) -> None:
+        change = CHANGES[name]
+        if change.needs_revisions and volume is IN_PLACE:
+            return
+        asyncio.run(prepare(bench, volume, tmp_path))
+        for number in range(MOST_STEPS):
+            asyncio.run(fill(bench, volume, tmp_path))
+            is_done = run_killed(lambda: change.act(bench.open(), volume, tmp_path), number, tmp_path)
+            seen = asyncio.run(look(bench, volume))
+            assert seen == change.after if is_done else seen in ("b", change.after), f"killed at step {number}"
+            if is_done:
+                assert number > 0
+                return
+        pytest.fail("it never came to an end")
+
+    def test_the_kill_is_real(self, tmp_path: Path) -> None:
+        async def act() -> None:
+            (tmp_path / "one").mkdir()
+            (tmp_path / "two").mkdir()
+
+        assert not run_killed(act, 1, tmp_path)
+        assert sorted(os.listdir(tmp_path)) == ["one"]
+        assert run_killed(lambda: asyncio.sleep(0), 0, tmp_path)
+
+
+async def prepare(bench: Bench, volume: Volume, folder: Path) -> None:
+    pool = await furnish(bench.open())
+    await pool.import_file(KEEPING if volume is IN_PLACE else IN_PLACE, image(folder, "o"))
+
+
+async def fill(bench: Bench, volume: Volume, folder: Path) -> None:
+    pool = bench.open()
+    for letter in "ab":
+        await pool.import_file(volume, image(folder, letter))
+
+
+async def look(bench: Bench, volume: Volume) -> str:
+    """Do what the next daemon does, and check all that shall always be so; return what the volume holds."""
+    pool = bench.open()
+    await pool.recover(ALL)
+    assert bench.half_made() == []
+    await check_new_vm(bench, pool)
+    seen = await see(pool, volume)
+    await pool.start(LAYER)
+    await pool.stop(LAYER)
+    assert await see(pool, LAYER) == await see(pool, KEEPING)
+    assert await see(pool, volume) == seen
+    return seen
+
+
+async def check_new_vm(bench: Bench, pool: Pool) -> None:
+    """See that the VM that came is whole, if it was made lasting, or else is not there; take it away."""
+    folder = NEW_VM[0].vid.partition("/")[0]
+    if any(line.startswith(folder) for line in bench.contents()):
+        assert [await see(pool, volume) for volume in NEW_VM] == ["\0", "\0"]
+    await pool.remove(NEW_VM)
+    assert not any(line.startswith(folder) for line in bench.contents())
+
+
+def run_killed(act: Callable[[], Awaitable[object]], number: int, folder: Path) -> bool:
+    """Do something in another process that is killed at the step with that number; tell whether it came to its end."""
+    child = os.fork()
+    if not child:
+        code = FAILED
+        try:
+            os.setpgid(0, 0)
+            die_at(number)
+            asyncio.run(as_coroutine(act))
+            code = FINISHED
+        except BaseException:  # noqa: BLE001 - nothing of the tests' own process may go on in this one
+            (folder / "failure").write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    await_group(child)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return False
+    assert os.WEXITSTATUS(status) == FINISHED, (folder / "failure").read_text()
+    return True
+
+
+async def as_coroutine(act: Callable[[], Awaitable[object]]) -> None:
+    await act()
+
+
+def await_group(group: int) -> None:
+    """Wait for tools that outlive who started them: they change nothing later that the test looks at."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.002)
+    pytest.fail("a tool never ended")
+
+
+def die_at(number: int) -> None:
+    """Have this process killed before its step with that number; starting a tool is one, its running is another."""
+    sys.dont_write_bytecode = True
+    steps = iter(range(number + 1))
+
+    def count() -> None:
+        if next(steps, None) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hear(event: str, arguments: tuple[object, ...]) -> None:
+        if event in EVENTS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING):
+            count()
+
+    real = asyncio.create_subprocess_exec
+
+    async def start(*command: str, **more: object) -> asyncio.subprocess.Process:
+        process = await real(*command, **more)  # type: ignore[arg-type]
+        count()
+        return process
+
+    asyncio.create_subprocess_exec = start  # type: ignore[assignment]
+    sys.addaudithook(hear)
