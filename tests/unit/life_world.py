@@ -80,7 +80,8 @@ class Life:
         return [line.split()[1] for line in self.told if line.startswith(f"{vm} ")]
 
     def all_files(self) -> list[Path]:
-        return sorted(Path(self.inside.pool.folder).rglob("*"))
+        """Return what is in the pool, but for the seals: finished content gets one when it is used first."""
+        return sorted(path for path in Path(self.inside.pool.folder).rglob("*") if path.suffix != ".seal")
 
     def hear(self, state: DomainState, vm: LocalVM | None = None) -> None:
         """Have the hypervisor tell of a VM's domain what nobody asked it for."""

@@ -419,6 +419,18 @@ OTHERS = (
         say("admin.backup.Info+daily work", ONLY_DOM0),
     ),
     talk(
+        "upkeep",
+        say("crannog.pool.Check+vm-pool dom0", ok('{"found": [], "remarks": []}')),
+        say("crannog.pool.FindWaste+vm-pool dom0", ok('{"found": [], "remarks": []}')),
+        say("crannog.pool.Collect+vm-pool dom0", ok('{"found": [], "remarks": []}')),
+        say("crannog.vm.volume.Accept+private work", ok()),
+        say("crannog.pool.Check+vm-pool work", ONLY_DOM0),
+        say(
+            "crannog.pool.Check+nowhere dom0",
+            error("QubesException", "NotFoundError", "there is no pool 'nowhere'; 'qvm-pool list' lists the pools"),
+        ),
+    ),
+    talk(
         "the host",
         say("crannog.Capabilities+ dom0", ok("accel=tcg\nhvm=True\nemulator=/usr/bin/qemu-system-x86_64\n")),
         say("crannog.Diagnose+ dom0", ok("everything here is a stand-in\n")),

@@ -39,7 +39,7 @@ async def ask(inside: Inside, *words: str) -> list[str]:
     ("words", "found"),
     [
         (["qvm-l"], ["qvm-ls"]),
-        (["crannog", "st"], ["store"]),
+        (["crannog", "st"], ["storage", "store"]),
         (["crannog", "store", "h"], ["history"]),
         (["qvm-start", ""], ["debian", "dom0", "work"]),
         (["qvm-start", "debian", "w"], ["work"]),

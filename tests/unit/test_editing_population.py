@@ -450,7 +450,7 @@ async def test_the_clone_of_a_template_with_one_revision(world: World) -> None:
     vm = await world.clone("debian", "other")
     assert (read(world, vm, "root"), vm.volumes["root"].size) == (b"tttt", SIZE)
     assert vm.volumes["root"].revisions_to_keep == 1
-    assert sorted(os.listdir(f"{world.pool.folder}/other-00000005")) == ["private.img", "root.2.img"]
+    assert sorted(os.listdir(f"{world.pool.folder}/other-00000005")) == ["private.img", "root.2.img", "root.seal"]
 
 
 def write_root(world: World, letter: str) -> None:
