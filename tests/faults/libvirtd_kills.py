@@ -13,10 +13,6 @@ from tests.faults.watching import Tool, answer_of, begun, catch, run_until_hit, 
 AWAY_SECONDS = 0.5
 """How long libvirtd is away."""
 
-HALF_MADE = "a start, before QEMU is there"
-"""libvirt 9.0 never ends such a domain, nor lets it be ended: its start counts as going on. The remedy is part of the
-series: libvirtd is stopped, what it wrote down about the domain is deleted, and libvirtd is started again."""
-
 
 def _begins(site: Site, tool: Tool) -> bool:
     return catch(lambda: site.status() != NO_STATUS, tool)
@@ -41,6 +37,7 @@ def _was_asked(_site: Site, tool: Tool) -> bool:
 
 
 def _is_half_made(status: Status) -> bool:
+    """Tell whether libvirtd does not know its QEMU yet. libvirt 9.0 never ends such a domain, nor lets it be ended."""
     return status != NO_STATUS and status.pid == 0
 
 
@@ -58,7 +55,7 @@ class Moment:
 
 
 MOMENTS = {
-    HALF_MADE: Moment(("qvm-start", "--no-wait", VM), _begins, _is_half_made),
+    "a start, as soon as it is written down": Moment(("qvm-start", "--no-wait", VM), _begins),
     "a start, QEMU is there": Moment(("qvm-start", "--no-wait", VM), _has_qemu, _is_being_made),
     "qvm-start --wait, the guest boots": Moment(("qvm-start", "--wait", VM), _boots),
     "qvm-shutdown --wait, the guest halts": Moment(("qvm-shutdown", "--wait", VM), _is_halting),
@@ -103,6 +100,7 @@ class LibvirtdKill:
         return moment.is_hit(status)
 
     def _take_away_half(self) -> None:
+        """Do what the host's operator has to: have libvirtd forget the domain."""
         time.sleep(AWAY_SECONDS)
         self._libvirtd.kill()
         with contextlib.suppress(FileNotFoundError):

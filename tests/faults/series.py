@@ -40,7 +40,7 @@ SERIES = {
         "VM runs or is Halted and clean, and the other one goes on. The embedded driver has no libvirtd.\n\n"
         "Each start has a moment in which libvirtd has written down that it begins, and not yet which process QEMU "
         "is. libvirtd 9.0 that is killed then keeps that domain for ever, paused: its start counts as going on, and "
-        "nobody can end it. There the series does what the host's operator has to: stop libvirtd, delete its status "
+        "nobody can end it. The series then does what the host's operator has to: stop libvirtd, delete its status "
         "file of the domain (`/run/libvirt/qemu/VM.xml` or `$XDG_RUNTIME_DIR/libvirt/qemu/run/VM.xml`), start "
         "libvirtd. crannogd goes on all the time. With the embedded driver it takes such files away by itself.",
         kill_libvirtds,

@@ -13,10 +13,10 @@ from tests.faults.sites import Site, wait_for
 
 MOMENT_SECONDS = 60
 ANSWER_SECONDS = 120
-_GLANCE = 0.0005
+_GLANCE = 0.0001
 """Seconds between two looks: some moments last for a few milliseconds only."""
 
-_TRIES = 20
+_TRIES = 10
 
 Tool = subprocess.Popen[bytes]
 Thing = TypeVar("Thing")
