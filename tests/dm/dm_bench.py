@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from crannog.adapters.storage import dm_devices
 from crannog.adapters.storage.device_mapper import DeviceMapperPool
 from crannog.adapters.storage.dm_tables import digest
 from tests.contract.benches import FolderBench
 from tests.dm.devices import run
+from tests.mounts import small_file_system
 
 
 class DmBench(FolderBench):
@@ -40,12 +42,22 @@ async def release(folder: str) -> None:
     await dm_devices.detach(dm_devices.idle_loops(folder))
 
 
-@contextmanager
-def dm_bench(folder: Path) -> Iterator[DmBench]:
-    """Have pools in a folder, which is made if need be, until the end of the block."""
+class WithDevices:
+    """For classes of tests: pools in a folder of each test, small ones on a file system of 8 MiB."""
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> Iterator[DmBench]:
+        yield from lend_bench(tmp_path / "pools")
+
+    @pytest.fixture
+    def small_bench(self, tmp_path: Path) -> Iterator[DmBench]:
+        with small_file_system(tmp_path / "small", "8m") as folder:
+            yield from lend_bench(folder)
+
+
+def lend_bench(folder: Path) -> Iterator[DmBench]:
+    """Have pools in a folder, for a fixture."""
     folder.mkdir(exist_ok=True)
     bench = DmBench(folder)
-    try:
-        yield bench
-    finally:
-        bench.close()
+    yield bench
+    bench.close()

@@ -12,9 +12,7 @@ from crannog.adapters.storage.dm_tables import digest
 from crannog.adapters.storage.lvm_commands import Place
 from crannog.adapters.storage.lvm_names import State
 from crannog.adapters.storage.lvm_thin import LvmThinPool
-from crannog.core.volumes import Location
 from crannog.ports.storage import Pool
-from tests.contract.benches import io
 from tests.dm.devices import MIB, loop_device, run
 
 EXTENT = 65536
@@ -80,12 +78,10 @@ class LvmBench:
     @contextmanager
     def full(self) -> Iterator[None]:
         run("lvcreate", "--thin", "--virtualsize", "1g", "--name", "ballast", str(self.place))
-        ballast = Location(f"/dev/{self.place.group}/ballast", "raw")
+        ballast = f"/dev/{self.place.group}/ballast"
         try:
-            for size in (MIB, EXTENT):
-                place = 0
-                while "wrote" in io(ballast, f"write {place} {size}"):
-                    place += size
+            complaint = fails("dd", "if=/dev/zero", f"of={ballast}", f"bs={EXTENT}", "oflag=direct")
+            assert "No space left on device" in complaint
             yield
         finally:
             run("lvremove", "--yes", f"{self.place.group}/ballast")

@@ -35,22 +35,6 @@ def config_of(place: Place) -> PoolConfig:
 
 
 @contextmanager
-def udev_rule() -> Iterator[None]:
-    text = (Path(__file__).parents[2] / "docs/storage.md").read_text()
-    rule = re.search(r"^`(ENV\{DM_LV_NAME\}.*)`\.$", text, re.MULTILINE)
-    assert rule
-    path = Path("/run/udev/rules.d/59-crannog.rules")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(rule[1] + "\n")
-    run("udevadm", "control", "--reload")
-    try:
-        yield
-    finally:
-        path.unlink()
-        run("udevadm", "control", "--reload")
-
-
-@contextmanager
 def no_udev() -> Iterator[None]:
     run("udevadm", "control", "--exit")
     Path(lvm_commands.UDEV).unlink()
@@ -74,6 +58,7 @@ class TestHost(InThinPool):
             ("dm-test", "nix", f"volume group dm-test has no thin pool nix; {MAKE} nix dm-test'"),
             ("dm-test", "anchor", f"volume group dm-test has no thin pool anchor; {MAKE} anchor dm-test'"),
         ],
+        ids=["no-group", "no-lv", "no-thin-pool"],
     )
     async def test_a_thin_pool_that_is_not_there(
         self, place: Place, tmp_path: Path, group: str, thin_pool: str, sentence: str
@@ -147,17 +132,21 @@ class TestHost(InThinPool):
         for name in ("-x", "a/b/c", "snapshot1", "a_tdata", ".", "a b"):
             assert fails("lvcreate", "--thin", "--virtualsize", "1m", f"--name={name}", str(place))
 
-    async def test_a_guest_cannot_pass_its_disk_off_as_another(self, pool: Pool, tmp_path: Path) -> None:
-        """With the rule for udev that docs/storage.md has."""
+    async def test_a_guest_cannot_pass_its_disk_off_as_another(self, pool: Pool, place: Place) -> None:
         uuid = "11111111-2222-3333-4444-555555555555"
-        links = Path("/dev/disk/by-uuid")
+        link = Path("/dev/disk/by-uuid", uuid)
         await pool.start(IN_PLACE)
-        with udev_rule():
-            run("mke2fs", "-q", "-t", "ext4", "-U", uuid, pool.locate(IN_PLACE).path)
+        await pool.start(KEEPING)
+        for path in (pool.locate(IN_PLACE).path, pool.locate(KEEPING).path):
+            run("mke2fs", "-q", "-t", "ext4", "-U", uuid, path)
+        for act in (pool.stop, pool.start, pool.stop):
+            await act(IN_PLACE)
+            await act(KEEPING)
             run("udevadm", "settle")
-            assert not (links / uuid).exists()
-        run("udevadm", "trigger", "--settle", pool.locate(IN_PLACE).path)
-        assert (links / uuid).exists()
+            assert not link.exists()
+        run("mke2fs", "-q", "-t", "ext4", "-U", uuid, f"/dev/{place.group}/anchor")
+        run("udevadm", "settle")
+        assert link.exists(), "udev looks into everybody else's"
 
     async def test_where_no_udevd_makes_the_files_of_devices(self, bench: LvmBench) -> None:
         with no_udev():

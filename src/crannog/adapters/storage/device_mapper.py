@@ -87,7 +87,7 @@ class DeviceMapperPool(MappedContent):
             sync(self._files(volume.vid).only)
 
     async def _start_session(self, volume: Volume) -> None:
-        self._check_there()
+        await self._prepare_host()
         await self.stop(volume)
         files = self._files(volume.vid)
         newest = self._newest(volume.vid)
@@ -152,7 +152,7 @@ class DeviceMapperPool(MappedContent):
         return f"{vid} {self._files(vid).describe_content()}"
 
     async def _start_over(self, volume: Volume) -> None:
-        self._check_there()
+        await self._prepare_host()
         await self._close(volume.vid)
         files = self._files(volume.vid)
         self._newest(volume.source)

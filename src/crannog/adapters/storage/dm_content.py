@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from crannog.adapters.storage import dm_devices as devices
 from crannog.adapters.storage.dm_files import MappedFiles
 from crannog.adapters.storage.dm_tables import Device, DeviceName, Fill, Role, name_device, round_up, snapshot_line
+from crannog.adapters.storage.dm_udev import keep_away
 from crannog.adapters.storage.files import BLOCK, failure, lengthen
 from crannog.adapters.storage.revisions import Revision
 from crannog.adapters.storage.sessions import FileSessions
@@ -25,6 +26,11 @@ class MappedContent(FileSessions):
         """Raise StorageError, naming what is missing, where this host or this user cannot have such devices."""
         del folder  # any file system will do
         devices.check_host(name)
+
+    async def _prepare_host(self) -> None:
+        """See that devices can be made, and that nobody looks into them; raises StorageError."""
+        self._check_there()
+        await keep_away(self.folder)
 
     def _files(self, vid: str) -> MappedFiles:
         files = super()._files(vid)
@@ -66,6 +72,7 @@ class MappedContent(FileSessions):
     @asynccontextmanager
     async def _showing(self, volume: Volume, revision: Revision, purpose: str) -> AsyncIterator[Location]:
         """Give out a former content: the next one that is whole, with what was saved of those before it on top."""
+        await self._prepare_host()
         whole, *stores = self._files(volume.vid).needed_for(revision)
         size = os.stat(whole.path).st_size // BLOCK * BLOCK
         bottom = whole.path

@@ -13,6 +13,12 @@ from crannog.errors import StorageError
 
 UDEV = "/run/udev/control"
 """It is there where udevd makes the files in /dev (udev(7))."""
+# By what the kernel says, so that it holds whether those of device-mapper have numbers from 10 on or from 55 on.
+UDEV_RULES = (
+    'SUBSYSTEM=="block", KERNEL=="dm-*", ATTR{dm/name}=="*-crannog--*", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", '
+    'ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", OPTIONS:="nowatch"\n'
+)
+"""Keep udev from looking for file systems in what guests write, and from making links of what it finds."""
 # Else LVM would keep every state of the group for a month, and each start of a VM makes several.
 _NO_ARCHIVE = "backup{archive=0}"
 _NO_UDEV = "activation{udev_sync=0 udev_rules=0}"

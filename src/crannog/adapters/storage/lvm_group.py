@@ -9,8 +9,18 @@ import os
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 
+from crannog.adapters.storage.dm_udev import place_rules
 from crannog.adapters.storage.files import failure, sync
-from crannog.adapters.storage.lvm_commands import Place, alteration, ask, creation, dooming, read_picture, run_lvm
+from crannog.adapters.storage.lvm_commands import (
+    UDEV_RULES,
+    Place,
+    alteration,
+    ask,
+    creation,
+    dooming,
+    read_picture,
+    run_lvm,
+)
 from crannog.adapters.storage.lvm_names import Mark, Owner, ThinVolume, device_name, locate_volume
 from crannog.adapters.storage.lvm_report import Picture, parse_mapped
 from crannog.core.volumes import Location
@@ -24,6 +34,7 @@ class ThinGroup:
         self.owner = owner
         self._picture: Picture | None = None
         self._turn = asyncio.Lock()
+        self._is_guarded = False
 
     # -- questions
 
@@ -65,6 +76,8 @@ class ThinGroup:
 
     async def create(self, purpose: str, volume: ThinVolume, *, is_active: bool = False) -> None:
         """Make an LV, empty or as a snapshot of its origin, whose size it then must have."""
+        if is_active:
+            await self._guard()
         await self._change(purpose, creation(self.place, self.owner, volume, is_active=is_active), (volume,))
 
     async def alter(self, purpose: str, old: ThinVolume, new: ThinVolume) -> None:
@@ -104,7 +117,14 @@ class ThinGroup:
     async def activate(self, purpose: str, volume: ThinVolume) -> None:
         """Make it possible to open an LV."""
         if not self.is_active(volume.name):
+            await self._guard()
             await self._change(purpose, ["lvchange", "--activate", "y", "-K", *self._paths([volume.name])])
+
+    async def _guard(self) -> None:
+        """Keep udev away from all that is activated from here on."""
+        if not self._is_guarded:
+            await place_rules("12-crannog-lvm", UDEV_RULES, f"the LVs in {self.place}")
+            self._is_guarded = True
 
     async def deactivate(self, purpose: str, volumes: Sequence[ThinVolume]) -> None:
         """Make it impossible to open LVs; those that are not active stay as they are."""
