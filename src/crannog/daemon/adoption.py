@@ -90,4 +90,4 @@ class Adoption:
             async with asyncio.timeout(NEWS_TIMEOUT):
                 await asyncio.shield(ending)
         except (HypervisorError, TimeoutError) as error:
-            log.error("domain %s could not be ended: %s", info.name, error or f"no answer in {NEWS_TIMEOUT} s")
+            log.error("domain %s could not be ended: %s", info.name, str(error) or f"no answer in {NEWS_TIMEOUT} s")
