@@ -59,8 +59,10 @@ async def _finish_import(pool: Pool, volume: Volume, _folder: Path) -> None:
 
 async def _clone(pool: Pool, volume: Volume, _folder: Path) -> None:
     await pool.create(NEW_VM)
-    for target in NEW_VM:
-        await pool.clone(volume, target)
+    await pool.clone(volume, NEW_VM[0 if volume is KEEPING else 1])
+
+
+async def _clone_onto(pool: Pool, volume: Volume, _folder: Path) -> None:
     await pool.clone(KEEPING if volume is IN_PLACE else IN_PLACE, volume)
 
 
@@ -82,7 +84,8 @@ CHANGES = {
     "session": Change(lambda pool, volume, _: session(pool, volume, "i"), "i"),
     "revert": Change(lambda pool, volume, _: pool.revert(volume, pool.revisions(volume)[-1]), "a", (KEEPING,)),
     "trim": Change(lambda pool, volume, _: pool.trim(replace(volume, revisions_to_keep=0)), "b"),
-    "clone": Change(_clone, "o"),
+    "clone": Change(_clone, "b"),
+    "clone onto": Change(_clone_onto, "o"),
     "come and go": Change(_come_and_go, "b", (KEEPING,)),
     "layer": Change(_use_layer, "b", (KEEPING,)),
 }

@@ -238,7 +238,7 @@ async def test_a_kept_layer_survives_the_hosts_reboot(bench: DmBench, pool: Pool
 
 
 async def test_names_cannot_do_harm_and_do_not_clash(bench: DmBench, pool: Pool) -> None:
-    odd = [replace(KEEPING, vid=f"{name}/root") for name in ("a;b,c d", "-x", "$(id)`id`", "'\"\\", "é" * 60)]
+    odd = [replace(KEEPING, vid=f"{name}/root") for name in ("-a;b,c d", "'$(id)`id`\"\\" + "é" * 60)]
     other = bench.open("other")
     for volume in odd:
         await pool.create((volume,))

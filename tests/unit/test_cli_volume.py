@@ -204,7 +204,7 @@ def test_wrong_command_lines(tool: Tool) -> None:
         ("'' cannot be the name of a volume", "info", "work:"),
         ("cannot be the name of a volume", "info", "work:a b"),
         ("--size is for import, not for list", "list", "--size", "1"),
-        ("--force is for resize and clear, not for info", "info", "-f", "work:root"),
+        ("--force is for resize and clear and export, not for info", "info", "-f", "work:root"),
         ("--size and --no-resize exclude each other", "import", "--size", "1", "--no-resize", "work:root", "-"),
         ("'1x' is not a size", "import", "--size", "1x", "work:root", "-"),
     ):

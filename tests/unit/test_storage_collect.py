@@ -93,11 +93,13 @@ class Store:
             self.letters[volume.vid] = letter
 
     async def copy(self) -> None:
-        if self.steady():
-            source, target = self.random.choice(self.own()), self.random.choice(self.steady())
-            if source != target:
-                await self.pool.clone(source, target)
-                self.letters[target.vid] = self.letters[source.vid]
+        sources = [volume for volume in self.own() if self.letters[volume.vid] != "\0"]
+        source = self.random.choice(sources) if sources else None
+        targets = [volume for volume in self.steady() if volume != source]
+        if source and targets:
+            target = self.random.choice(targets)
+            await self.pool.clone(source, target)
+            self.letters[target.vid] = self.letters[source.vid]
 
     async def go_back(self) -> None:
         for volume in self.steady():
@@ -176,10 +178,11 @@ class Store:
     def die_at_any_step(self) -> None:
         """Be killed at a step of something, and look what has become of it."""
         acts: list[Callable[[Store], Awaitable[None]]] = [Store.use, Store.copy, Store.add, Store.remove]
-        act, seed = self.random.choice(acts), self.random.randrange(10**6)
+        act, step, seed = self.random.choice(acts), self.random.randrange(1, 12), self.random.randrange(10**6)
         self.random.seed(seed)
-        run_killed(lambda: act(self), self.random.randrange(1, 12), self.folder)
+        run_killed(lambda: act(self), step, self.folder)
         self.random.seed(seed)
+        self.count += 1  # no two VMs ever have the same ids
         if act is Store.remove and self.removable():
             self.forget(self.random.choice(self.removable()))
         asyncio.run(self.die())
@@ -245,13 +248,13 @@ def _identities(paths: set[str]) -> dict[str, tuple[int, int, int]]:
 
 STEPS = [
     "add", "add", "add_layer", "use", "use", "use", "copy", "copy", "go_back", "keep_less", "run_layer", "end_layers",
-    "begin_import", "remove", "die", "die_after_removal_from_the_store", "die_before_a_vm_is_in_the_store",
-    "die_in_a_session", "leave_half_made", "die_at_any_step",
+    "begin_import", "remove", "die", "die_after_removal_from_the_store", "die_after_removal_from_the_store",
+    "die_before_a_vm_is_in_the_store", "die_in_a_session", "leave_half_made", "die_at_any_step",
 ]  # fmt: skip
 
 
 def walk(store: Store, steps: list[str]) -> None:
-    for step in ["add", "use", *steps]:
+    for step in ["add", "use", "add", "copy", *steps]:
         done = getattr(store, step)()
         if done is not None:
             asyncio.run(done)
@@ -407,3 +410,31 @@ async def test_a_pool_that_is_not_there(tmp_path: Path) -> None:
     assert await pool.reach(lambda: [Stake(volume)]) == set()
     elsewhere = Qcow2Pool("p", str(tmp_path), is_elsewhere=True)
     assert [f.kind for f in await elsewhere.check(list)] == [Kind.MISSING]
+
+
+async def _bring(store: Store, volume: Volume) -> None:
+    image = store.folder / "image"
+    image.write_bytes(b"n" * SIZE)
+    await store.pool.import_file(volume, str(image))
+
+
+async def _copy(store: Store, volume: Volume) -> None:
+    (source,) = [other for other in store.own() if other is not volume][:1]
+    await session(store.pool, source, "n")
+    await store.pool.clone(source, volume)
+
+
+@pytest.mark.parametrize("bring", [_bring, _copy])
+async def test_content_that_came_after_a_crash_is_the_newest(
+    store: Store, bring: Callable[[Store, Volume], Awaitable[None]]
+) -> None:
+    """What a session wrote that nobody stopped is kept, as older content."""
+    keeping = replace(OWN, vid=store.new_vid(), revisions_to_keep=2)
+    await store.pool.create((keeping,))
+    await session(store.pool, keeping, "a")
+    await store.pool.start(keeping)
+    await store.die()
+    await bring(store, keeping)
+    assert await see(store.pool, keeping) == "n"
+    await store.pool.revert(keeping, store.pool.revisions(keeping)[-1])
+    assert await see(store.pool, keeping) == "a"

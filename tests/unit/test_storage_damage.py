@@ -460,3 +460,20 @@ async def test_a_chain_is_looked_at_once(furnished: Furnished, monkeypatch: pyte
     assert await chains.look(top) == image
     with pytest.raises(ZeroDivisionError):
         await chains.verify(top)
+
+
+@pytest.mark.parametrize("damage", [cut_data, damage_l1, name_passwd, damage_magic], ids=lambda damage: damage.__name__)
+async def test_nothing_is_copied_from_what_is_damaged(furnished: Furnished, damage: Callable[[str], None]) -> None:
+    """A copy of it would be sound, and not hold the data."""
+    path = furnished.path(TEMPLATE)
+    damage(path)
+    for pool in (furnished.pool, furnished.again()):
+        with pytest.raises(ImageError, match=r"root\.4\.qcow2 "):
+            async with pool.reading(TEMPLATE.vid):
+                pass
+        with pytest.raises(StorageError, match=r"root\.4\.qcow2 "):
+            await pool.clone(TEMPLATE, ALONE)
+        other = PlainPool("other", str(furnished.folder / "other"))
+        target = replace(ALONE, pool="other", vid="there-6/private")
+        with pytest.raises(StorageError, match=r"root\.4\.qcow2 "):
+            await other.clone(TEMPLATE, target, pool)

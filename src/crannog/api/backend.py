@@ -11,6 +11,7 @@ from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.editing.devices import Devices
 from crannog.editing.editor import Editor
+from crannog.editing.exports import Exports
 from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
 from crannog.editing.pools import Pools
@@ -76,6 +77,7 @@ class Backend(Protocol):
     population: Population
     volumes: Volumes
     upkeep: Upkeep
+    exports: Exports
     kernels: KernelShelf
     pools: Pools
     devices: Devices

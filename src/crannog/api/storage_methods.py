@@ -3,8 +3,9 @@
 import json
 from dataclasses import asdict
 
-from crannog.api.table import Access, Call, Destination, Presence, method
+from crannog.api.table import Access, Call, Destination, Follow, Presence, method
 from crannog.core.findings import Finding
+from crannog.editing.exports import describe_place
 from crannog.editing.upkeep import Waste
 from crannog.errors import DeniedError, NotFoundError
 
@@ -39,9 +40,31 @@ async def collect(call: Call) -> str:
 @method("crannog.vm.volume.Accept", ANY, argument=NEEDED, access=Access.WRITE)
 async def accept(call: Call) -> None:
     """Take a volume's images for what they are now, although somebody changed them behind our back."""
+    await call.backend.upkeep.accept(call.vm, _volume(call))
+
+
+# Whoever may only read settings must not get at the data in a volume, so these count as more than reading.
+@method("crannog.vm.volume.Export", ANY, argument=NEEDED, access=Access.WRITE)
+def export(call: Call) -> Follow:
+    """Tell a program of this host where a volume's newest finished content is, and keep it so until the client goes.
+
+    Event `export-ready` has `place`: raw or qcow2, and the path as in a URL; `export-failed` has `kind` and `reason`.
+    A volume without revisions is exported of a halted VM only, which does not start meanwhile.
+    """
+    vm, name = call.vm, _volume(call)
+    return Follow(lambda listener: call.backend.exports.follow(vm, name, listener))
+
+
+@method("crannog.vm.volume.Locate", ANY, argument=NEEDED, access=Access.WRITE)
+async def locate(call: Call) -> str:
+    """Return that place. It is good as long as nobody else works with the store: for offline mode."""
+    return describe_place(await call.backend.exports.locate(call.vm, _volume(call)))
+
+
+def _volume(call: Call) -> str:
     if call.argument not in call.vm.volumes:
         raise DeniedError(f"Argument not in '{call.vm.name} volumes'")
-    await call.backend.upkeep.accept(call.vm, call.argument)
+    return call.argument
 
 
 def _pool(call: Call) -> str:

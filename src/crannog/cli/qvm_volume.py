@@ -8,7 +8,7 @@ from crannog.cli.actions import MANY, Actions, refuse_odd_options
 from crannog.cli.connect import OFFLINE, open_client
 from crannog.cli.options import COMMON, Command, Operand, Option
 from crannog.cli.request import refuse_odd_name, refuse_odd_value
-from crannog.cli.server_text import fetch, list_vms, misunderstood, parse_fields, print_table
+from crannog.cli.server_text import explain_missing, fetch, list_vms, misunderstood, parse_fields, print_table
 from crannog.cli.sizes import parse_size
 from crannog.cli.tool import end, escape, run, say
 from crannog.errors import NotFoundError, PropertyNotFoundError, UsageError, ValueRefusedError, VMNotFoundError
@@ -16,8 +16,13 @@ from crannog.errors import NotFoundError, PropertyNotFoundError, UsageError, Val
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
     from crannog.cli.options import Values
     from crannog.cli.request import Caller
+
+    T = TypeVar("T")
 
 COMMAND = Command(
     "qvm-volume",
@@ -27,7 +32,8 @@ COMMAND = Command(
         "ACTION",
         "list (also ls, l; the default) [VM...]; info (i) VM:VOLUME [PROPERTY]; config (c, set, s) VM:VOLUME PROPERTY "
         "VALUE, for rw, revisions_to_keep and ephemeral; resize (extend) VM:VOLUME SIZE; revert (rv, r) VM:VOLUME "
-        "[REVISION], by default to the newest; import VM:VOLUME FILE, - for standard input; clear VM:VOLUME",
+        "[REVISION], by default to the newest; import VM:VOLUME FILE, - for standard input; export VM:VOLUME FILE, - "
+        "for standard output: the newest finished content, raw; clear VM:VOLUME",
         "?",
     ),
     Operand("words", "ARGUMENT", "what the action takes", "*"),
@@ -35,14 +41,17 @@ COMMAND = Command(
     Option("--full", help="list: name the VM in each row, as without a terminal"),
     Option("--size", metavar="SIZE", help="import: exact size of what is imported; the volume gets it"),
     Option("--no-resize", help="import: the volume keeps its size, which must be that of what is imported"),
-    Option("--force", "-f", help="resize: also to a smaller size; clear: do not ask"),
+    Option("--sha256", metavar="DIGEST", help="import, export: refuse content that has another SHA-256"),
+    Option("--verify", help="export: read the file again when it is written, and print its SHA-256"),
+    Option("--force", "-f", help="resize: also to a smaller size; clear: do not ask; export: replace a file"),
     OFFLINE,
     *COMMON,
     examples=(
         "  qvm-volume list work\n  qvm-volume info work:private size\n"
         "  qvm-volume config work:root revisions_to_keep 2\n  qvm-volume resize work:private 20GiB\n"
         "  qvm-volume revert work:private\n"
-        "  qvm-volume import other-os:root disk.raw\n  qvm-volume import --size 10GiB other-os:root -"
+        "  qvm-volume import other-os:root disk.raw\n  qvm-volume import --size 10GiB other-os:root -\n"
+        "  qvm-volume export --verify work:private /media/backup/work.img"
     ),
 )
 ACTIONS = Actions(
@@ -53,6 +62,7 @@ ACTIONS = Actions(
         "resize": (2, 2, "VM:VOLUME and SIZE"),
         "revert": (1, 2, "VM:VOLUME and perhaps REVISION"),
         "import": (2, 2, "VM:VOLUME and FILE"),
+        "export": (2, 2, "VM:VOLUME and FILE"),
         "clear": (1, 1, "VM:VOLUME"),
     },
     {
@@ -62,7 +72,7 @@ ACTIONS = Actions(
 )  # fmt: skip
 SETTINGS = ("rw", "revisions_to_keep", "ephemeral")
 _USERS = {"pool": ("list",), "full": ("list",), "size": ("import",), "no_resize": ("import",),
-            "force": ("resize", "clear")}  # fmt: skip
+            "sha256": ("import", "export"), "verify": ("export",), "force": ("resize", "clear", "export")}  # fmt: skip
 _REVISION_MARKS = "_.-:"
 
 
@@ -77,7 +87,15 @@ class Volume:
 
     def text(self, method: str, payload: str = "") -> str:
         """Return the reply of one of the volume's methods; raises NotFoundError when there is no such volume."""
-        return fetch(self.client, f"admin.vm.volume.{method}", self.vm, self.name, payload, missing=self._missing)
+        return self.ask(f"admin.vm.volume.{method}", payload)
+
+    def ask(self, method: str, payload: str = "") -> str:
+        """Return the reply of any method that takes the volume as its argument."""
+        return fetch(self.client, method, self.vm, self.name, payload, missing=self._missing)
+
+    def explain(self, act: Callable[[], T]) -> T:
+        """Do something about the volume; raises NotFoundError when it was refused because there is no such one."""
+        return explain_missing(act, self._missing)
 
     def info(self) -> dict[str, str]:
         """Return what is known of the volume, by key."""
@@ -85,9 +103,16 @@ class Volume:
 
     def size(self) -> int:
         """Return the volume's size in bytes."""
-        text = self.info().get("size", "")
+        return self._number("size")
+
+    def usage(self) -> int:
+        """Return the bytes that the volume takes."""
+        return self._number("usage")
+
+    def _number(self, key: str) -> int:
+        text = self.info().get(key, "")
         if not (text.isascii() and text.isdigit()):
-            raise misunderstood("admin.vm.volume.Info", f"its size is '{text[:40]}'")
+            raise misunderstood("admin.vm.volume.Info", f"its {key} is '{text[:40]}'")
         return int(text)
 
     def revisions(self) -> list[str]:
@@ -110,6 +135,10 @@ def _act(options: Values) -> int:
         from crannog.cli.qvm_volume_import import import_volume
 
         return import_volume(options, vm, name, arguments[0])
+    if action == "export":
+        from crannog.cli.qvm_volume_export import export_volume
+
+        return export_volume(options, vm, name, arguments[0])
     _change(action, Volume(open_client(COMMAND.program, options), vm, name), arguments, options)
     return 0
 

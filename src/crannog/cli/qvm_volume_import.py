@@ -8,6 +8,8 @@ import sys
 
 from crannog.cli.connect import open_client
 from crannog.cli.qvm_volume import COMMAND, Volume
+from crannog.cli.qvm_volume_content import read_all
+from crannog.cli.qvm_volume_digest import wanted_digest
 from crannog.cli.rpc_import import OK, VolumeImport
 from crannog.cli.sizes import parse_size, show_size
 from crannog.client.connection import Client
@@ -16,28 +18,33 @@ from crannog.errors import NotFoundError, OfflineError, UsageError, ValueRefused
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crannog.cli.options import Values
+    from crannog.cli.qvm_volume_digest import Digest
 
 STDIN = "-"
+PAUSE = 0.3
+"""Seconds between two looks at how far an import is that crannogd does."""
 
 
 def import_volume(options: Values, vm: str, name: str, source: str) -> int:
     """Make the content of a file, or of standard input, that of a halted VM's volume."""
     if options.size and options.no_resize:
         raise UsageError("--size and --no-resize exclude each other")
-    if source != STDIN and not options.size:
-        _import_file(Volume(open_client(COMMAND.program, options), vm, name), source, is_resized=not options.no_resize)
+    digest = wanted_digest(options)
+    if source != STDIN and not options.size and (not digest or options.offline):
+        volume = Volume(open_client(COMMAND.program, options), vm, name)
+        _import_file(volume, source, digest, is_resized=not options.no_resize)
         return 0
     if options.offline:
         raise OfflineError("--offline imports whole files only; give a file, and leave out --size")
-    if source == STDIN:
-        _import_stream(vm, name, _find_size(options), 0)
-        return 0
-    data = _open(source)
+    data = 0 if source == STDIN else _open(source)
     try:
-        _import_stream(vm, name, _find_size(options), data)
+        _import_stream(vm, name, _find_size(options, data), data, digest)
     finally:
-        os.close(data)
+        if data:
+            os.close(data)
     return 0
 
 
@@ -50,7 +57,7 @@ def _open(path: str) -> int:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _import_file(volume: Volume, path: str, *, is_resized: bool) -> None:
+def _import_file(volume: Volume, path: str, digest: Digest | None, *, is_resized: bool) -> None:
     """Have the daemon take the file over by itself, which copies less than a stream does."""
     data = _open(path)
     try:
@@ -64,29 +71,69 @@ def _import_file(volume: Volume, path: str, *, is_resized: bool) -> None:
             f"{path} has {status.st_size} bytes and {volume.vm}:{volume.name} {volume.size()}; without --no-resize the "
             "volume gets the size of the file"
         )
-    volume_path = os.path.abspath(path)
-    volume.client.call("crannog.vm.volume.ImportFile", volume.vm, volume.name, os.fsencode(volume_path))
+    if digest:
+        read_all(path, digest)
+        digest.check()
+    _have_imported(volume, os.fsencode(os.path.abspath(path)), status.st_blocks * 512)
 
 
-def _find_size(options: Values) -> str:
+def _have_imported(volume: Volume, path: bytes, amount: int) -> None:
+    """Have a file taken over, and show on a terminal how far that is: by the bytes that the volume takes."""
+
+    def act() -> None:
+        volume.client.call("crannog.vm.volume.ImportFile", volume.vm, volume.name, path)
+
+    if not sys.stderr.isatty() or not isinstance(volume.client, Client) or not amount:
+        act()
+        return
+    before = volume.usage()
+    progress = Progress()
+    try:
+        _watch(act, lambda: progress(max(0, min(volume.usage() - before, amount)), amount))
+    finally:
+        progress.end()
+
+
+def _watch(act: Callable[[], None], look: Callable[[], None]) -> None:
+    """Do something that takes its time, and look now and then how far it is. Raises what it raises."""
+    import threading
+
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits for it
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(PAUSE)
+        look()
+    if failures:
+        raise failures[0]
+
+
+def _find_size(options: Values, data: int) -> str:
     """Return the size of what is imported, empty for that of the volume; raises UsageError when nothing says it."""
     if options.size:
         return str(parse_size(options.size))
     if options.no_resize:
         return ""
-    status = os.fstat(0)
+    status = os.fstat(data)
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(
             "nobody knows how long standard input is; give --size, or --no-resize if it is as long as the volume"
         )
-    return str(max(0, status.st_size - os.lseek(0, 0, os.SEEK_CUR)))
+    return str(max(0, status.st_size - os.lseek(data, 0, os.SEEK_CUR)))
 
 
-def _import_stream(vm: str, name: str, size: str, data: int) -> None:
+def _import_stream(vm: str, name: str, size: str, data: int, digest: Digest | None) -> None:
     task = VolumeImport(vm, name)
     progress = Progress() if sys.stderr.isatty() else None
     try:
-        reply = task.run(size, data, progress)
+        reply = task.run(size, data, progress, digest)
     finally:
         if progress:
             progress.end()

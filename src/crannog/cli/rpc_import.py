@@ -25,6 +25,16 @@ from crannog.errors import CrannogError, DaemonError, ProtocolError, StorageErro
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Protocol
+
+    class Digest(Protocol):
+        """What sees all data that are written, and raises CrannogError in the end when they are wrong."""
+
+        def update(self, data: bytes) -> None:
+            """See the next of them."""
+
+        def check(self) -> None:
+            """Judge all of them."""
 
     Report = Callable[[int, int], None]
 
@@ -53,7 +63,7 @@ class VolumeImport:
         self.failure: CrannogError | None = None
         """Why the data could not be written."""
 
-    def run(self, size: str, data: int, report: Report | None = None) -> bytes:
+    def run(self, size: str, data: int, report: Report | None = None, digest: Digest | None = None) -> bytes:
         """Import what can be read from the file descriptor `data`; return crannogd's last response as it is.
 
         `size` is in bytes, or empty for the volume's present size. Raises DaemonError when crannogd cannot be reached.
@@ -62,7 +72,7 @@ class VolumeImport:
             begun = self._begin(size)
             if not self._is_open:
                 return begun
-            self.failure = _try_copy(begun[len(OK) :], data, report)
+            self.failure = _try_copy(begun[len(OK) :], data, report, digest)
             return self._end(self.failure)
         except BaseException:
             if self._is_open:
@@ -114,11 +124,11 @@ class VolumeImport:
         return DaemonError(f"crannogd broke off during an import: {reason}; its log is {self._paths.daemon_log}")
 
 
-def _try_copy(place: bytes, data: int, report: Report | None) -> CrannogError | None:
+def _try_copy(place: bytes, data: int, report: Report | None, digest: Digest | None) -> CrannogError | None:
     """Write the data where crannogd wants them; return why that failed, if it did."""
     try:
         path, size = _parse_place(place)
-        copy(data, path, size, report)
+        copy(data, path, size, report, digest)
     except CrannogError as error:
         return error
     return None
@@ -132,7 +142,7 @@ def _parse_place(data: bytes) -> tuple[str, int]:
     return os.fsdecode(path), int(size)
 
 
-def copy(data: int, path: str, size: int, report: Report | None = None) -> None:
+def copy(data: int, path: str, size: int, report: Report | None = None, digest: Digest | None = None) -> None:
     """Write exactly `size` bytes from the file descriptor `data` to the file at `path`, which must be there.
 
     Blocks of zeros become holes where the file has none yet. `report` is called with the bytes done, and `size`.
@@ -149,11 +159,15 @@ def copy(data: int, path: str, size: int, report: Report | None = None) -> None:
             if not block:
                 raise StorageError(f"the data end after {done} bytes, but {size} were expected")
             _write(target, path, block, done)
+            if digest:
+                digest.update(block)
             done += len(block)
             if report:
                 report(done, size)
         if _read(data, 1):
             raise StorageError(f"there are more data than the {size} bytes that were expected")
+        if digest:
+            digest.check()
         _finish(target, path, size)
     finally:
         os.close(target)

@@ -12,7 +12,10 @@ from crannog.errors import DaemonError, DeniedError, NotFoundError
 # Importing typing and collections.abc would cost each tool 8 ms; type checkers take this name for true.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
     from crannog.cli.request import Caller
 
@@ -27,16 +30,22 @@ def fetch(
 
     Raises DaemonError when it is no text, NotFoundError with the sentence `missing` when the argument names nothing.
     """
-    try:
-        reply = client.call(method, vm, argument, payload.encode("utf-8", "surrogateescape"))
-    except DeniedError as error:
-        if missing and str(error).startswith(_NO_SUCH_ARGUMENT):
-            raise NotFoundError(missing) from None
-        raise
+    data = payload.encode("utf-8", "surrogateescape")
+    reply = explain_missing(lambda: client.call(method, vm, argument, data), missing)
     try:
         return reply.decode()
     except UnicodeDecodeError:
         raise misunderstood(method, "it is not UTF-8") from None
+
+
+def explain_missing(act: Callable[[], T], missing: str) -> T:
+    """Do something; raises NotFoundError with the sentence `missing` when its argument is said to name nothing."""
+    try:
+        return act()
+    except DeniedError as error:
+        if missing and str(error).startswith(_NO_SUCH_ARGUMENT):
+            raise NotFoundError(missing) from None
+        raise
 
 
 def misunderstood(what: str, why: str) -> DaemonError:

@@ -76,13 +76,13 @@ class EventParser:
 class EventStream:
     """The events of one VM, or with `vm` dom0 those of the whole system, from now on."""
 
-    def __init__(self, client: Client, vm: str = "dom0", method: str = "admin.Events") -> None:
+    def __init__(self, client: Client, vm: str = "dom0", method: str = "admin.Events", argument: str = "") -> None:
         self._client = client
         self._method = method
         self._parser = EventParser()
         self._events: list[Event] = []
         self._has_begun = False
-        self._socket = client.open_stream(method, vm)
+        self._socket = client.open_stream(method, vm, argument)
 
     def close(self) -> None:
         """Tell the daemon that nobody listens any more."""

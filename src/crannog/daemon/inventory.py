@@ -13,6 +13,7 @@ from crannog.daemon.space import SpaceWatch
 from crannog.daemon.world import World
 from crannog.editing.devices import Devices
 from crannog.editing.editor import Editor
+from crannog.editing.exports import Exports
 from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
 from crannog.editing.pools import Pools
@@ -40,6 +41,7 @@ class Inventory:
         self.volumes = Volumes(self.editor, world.pools, machines.lock, busy=machines.busy)
         self.pools = Pools(self.editor, world.pools, world.drivers)
         self.upkeep = self.lifecycle.upkeep
+        self.exports = Exports(self.editor, world.pools, busy=machines.busy)
         self.kernels = KernelShelf(self.editor, world.kernels)
         self.devices = Devices(self.editor, world.host_devices)
         self.firewall = Firewall(self.editor)

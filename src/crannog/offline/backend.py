@@ -10,6 +10,7 @@ from crannog.config import Paths
 from crannog.core.vms import QubeBase
 from crannog.editing.devices import Devices
 from crannog.editing.editor import Editor
+from crannog.editing.exports import Exports
 from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
 from crannog.editing.pools import Pools
@@ -35,6 +36,7 @@ class OfflineBackend:
         self.volumes = Volumes(self.editor, pools)
         self.pools = Pools(self.editor, pools, Drivers(paths))
         self.upkeep = Upkeep(self.registry, pools)
+        self.exports = Exports(self.editor, pools)
         self.kernels = KernelShelf(self.editor, KernelPool(paths.kernels))
         self.devices = Devices(self.editor, SysfsDevices())
         self.firewall = Firewall(self.editor)

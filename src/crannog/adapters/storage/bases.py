@@ -44,10 +44,7 @@ class SharedBases(CollectedFiles):
     # -- copies
 
     async def _clone_own(self, target: Volume, purpose: str, content: Location, least: int) -> Volume:
-        try:
-            image = await self._chains.verify(content)
-        except StorageError as error:
-            raise StorageError(f"{purpose}: {error}") from error
+        image = await self._chains.verify(content)
         chain = (content.path, *image.below)
         if sum(map(allocated, chain)) <= self.copied_whole or len(chain) >= _DEEPEST:
             return await self._copy(target, purpose, content, least)
@@ -57,6 +54,7 @@ class SharedBases(CollectedFiles):
         except OSError as error:
             raise failure(purpose, error) from error
         size = max(image.size, least)
+        await self.stop(target)  # a session that was never stopped would become newer content than this
         await self._make_layer(self._files(target.vid).next_layer(), content, size, target, lasts=True)
         await self._settled(target)
         return replace(target, size=size)

@@ -104,7 +104,7 @@ class CheckedFolders(FileSessions):
         name = os.path.basename(path)
         is_folder = os.path.isdir(path) and not os.path.islink(path)
         is_provisional = os.path.exists(os.path.join(path, PROVISIONAL))
-        if name == MARK or name in self._coming or os.path.islink(path):
+        if name == MARK or os.path.islink(path) or (stakes is None and name in self._coming):
             return
         if is_folder and (stakes is not None or os.path.exists(os.path.join(path, REMOVED))):
             yield from self._walk_folder(path, stakes or [], opened)

@@ -2,21 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from crannog.adapters.storage import seals
 from crannog.adapters.storage.chains import Chains, ImageError
-from crannog.adapters.storage.checks import CheckedFolders
 from crannog.adapters.storage.checks_open import find_open_files, identify
 from crannog.adapters.storage.files import failure
 from crannog.adapters.storage.folders import REMOVED
 from crannog.adapters.storage.process import read_tool
 from crannog.adapters.storage.revisions import Revision
+from crannog.adapters.storage.seals_sessions import SealedSessions
 from crannog.core.findings import Finding, Kind, Stake
 from crannog.core.volumes import LayerState, Location, Volume
 from crannog.errors import StorageError
+from crannog.ports.storage import Pool
 from crannog.ports.upkeep import Stakes
 
 _CORRUPT, _LEAKS = 2, 3
@@ -37,47 +38,34 @@ class _Use:
     """A layer over it is there, and the VM goes on with that."""
 
 
-class SealedFiles(CheckedFolders):
-    """A folder of images that are sealed when they are finished (see ports.upkeep.TendedPool, and storage.seals)."""
+class CheckedImages(SealedSessions):
+    """A folder of images that are looked at before they are used (see ports.upkeep.TendedPool)."""
 
     def __init__(self, name: str, folder: str, *, is_elsewhere: bool = False) -> None:
         super().__init__(name, folder, is_elsewhere=is_elsewhere)
         self._chains = Chains()
 
-    # -- seals come and go
+    # -- before content is read
 
-    async def start(self, volume: Volume) -> None:
-        """Make the volume's file for this session. Content that its VM writes to in place has no seal from here on."""
-        self._unseal(volume)
-        await super().start(volume)
-
-    async def resize(self, volume: Volume, size: int) -> Volume:
-        """Make a volume larger."""
-        self._unseal(volume)
-        return await super().resize(volume, size)
-
-    def _unseal(self, volume: Volume) -> None:
-        newest = self._files(volume.vid).newest() if volume.is_in_place else None
-        if newest and not newest.is_frozen():
-            self._drop_seal(newest.path)
-
-    def _drop_seal(self, path: str) -> None:
+    async def clone(self, source: Volume, target: Volume, home: Pool | None = None) -> Volume:
+        """Make the newest finished content of `source` that of `target`, if it is sound."""
         try:
-            seals.drop(path)
-        except OSError as error:
-            raise failure(f"{path} cannot be made writable", error) from error
+            return await super().clone(source, target, home)
+        except ImageError as error:
+            raise StorageError(f"volume {source.vid} cannot be copied to {target.vid}: {error}") from error
 
-    async def _take(self, volume: Volume, half_made: str) -> Volume:
-        """Make a finished raw file the content, perhaps under the name that another one had."""
-        self._drop_seal(self._files(volume.vid).only)
-        return await super()._take(volume, half_made)
+    @asynccontextmanager
+    async def reading(self, vid: str) -> AsyncIterator[Location]:
+        """Give out the newest finished content, if it is sound: who opens it opens all that it names.
 
-    async def _settled(self, volume: Volume) -> None:
-        """Seal new content, unless the VM will write to that very file."""
-        newest = self._newest(volume.vid)
-        if not volume.is_in_place or newest.is_frozen():
-            seals.put(newest.path, is_sound=newest.location.format == "raw")
-        await super()._settled(volume)
+        Damage shows as zeros, or as what is below, in whatever is copied from it.
+        """
+        async with super().reading(vid) as location:
+            is_written = location.path == self._files(vid).only
+            for found in await self._judge_all(_Use(location, is_written=is_written)):
+                if found.is_fatal:
+                    raise ImageError.about(found.path, found.reason)
+            yield location
 
     async def accept(self, volume: Volume) -> None:
         """Take the images of a volume for what they are now; raises StorageError for broken ones."""
@@ -97,9 +85,7 @@ class SealedFiles(CheckedFolders):
             return []
         try:
             use = await self._plan_use(volume)
-            image = await self._chains.verify(use.top)
-            found = [finding for path in image.below for finding in await self._judge(path, use)]
-            return [*await self._judge(use.top.path, use), *found, *_find_loss(volume, use)]
+            return [*await self._judge_all(use), *_find_loss(volume, use)]
         except ImageError as error:
             return [Finding(Kind.BROKEN, error.path, error.reason)]
         except OSError as error:
@@ -128,6 +114,11 @@ class SealedFiles(CheckedFolders):
             if damage:
                 raise ImageError.about(layer.path, damage)
         return _Use(below, has_layer=is_kept)
+
+    async def _judge_all(self, use: _Use) -> list[Finding]:
+        """Return what is wrong with the images that are used, the newest first; raises ImageError, or OSError."""
+        image = await self._chains.verify(use.top)
+        return [finding for path in (use.top.path, *image.below) for finding in await self._judge(path, use)]
 
     async def _judge(self, path: str, use: _Use) -> list[Finding]:
         """Return what is wrong with one image of the chain that a start would use; seal it if nothing is."""

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 
 from crannog.adapters.storage.checks import OUR_FILE, OUR_FOLDER, is_open
-from crannog.adapters.storage.checks_images import SealedFiles
+from crannog.adapters.storage.checks_images import CheckedImages
 from crannog.adapters.storage.checks_open import find_open_files
 from crannog.adapters.storage.files import allocated, discard, failure, make_empty, sync
 from crannog.adapters.storage.folders import HALF_MADE_FOLDER, PROVISIONAL, REMOVED
@@ -16,7 +16,7 @@ from crannog.core.volumes import Volume
 from crannog.ports.upkeep import Stakes
 
 
-class CollectedFiles(SealedFiles):
+class CollectedFiles(CheckedImages):
     """A folder of images whose waste can be collected (see ports.upkeep.TendedPool)."""
 
     async def reach(self, stakes: Stakes) -> set[str]:
