@@ -1,8 +1,9 @@
 """Which accelerator runs guests here: KVM when it really runs one, else QEMU's own emulation (TCG).
 
 The existence of /dev/kvm proves nothing: inside some virtual machines the device opens, and a guest then hangs at its
-first instruction. So a guest of 512 bytes is run once, with a time limit, and the answer is kept for as long as kernel
-and emulator stay the same.
+first instruction, or runs a hundred times slower than emulated, because the kernel has no hardware to run it on. So the
+processor must say that it can virtualise (cpuinfo flags vmx or svm), and a guest of 512 bytes is run once, on the kind
+of processor that guests get, with a time limit; the answer is kept for as long as kernel and emulator stay the same.
 """
 
 import asyncio
@@ -22,6 +23,12 @@ _EXIT_PORT = 0xF4
 _EXIT_VALUE = 0x21
 PROBE_STATUS = _EXIT_VALUE << 1 | 1
 """What QEMU exits with when the guest writes `_EXIT_VALUE` to isa-debug-exit (QEMU, hw/misc/debugexit.c)."""
+
+_PROBE = "2"
+"""Raised whenever the probe asks for something else: an older one's answer is void then."""
+
+_PROCESSORS = {"kvm": "host"}
+"""What processors guests get (adapters.libvirt.xml.qemu): a host can have features that its own KVM refuses."""
 
 _EMULATORS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm")
 
@@ -93,7 +100,8 @@ async def runs_guest(emulator: str, accel: str, seconds: float = _PROBE_SECONDS)
         quiet = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "16")
         try:
             process = await asyncio.create_subprocess_exec(
-                emulator, *quiet, "-machine", "pc", "-accel", accel, "-device", device, "-drive", drive,
+                emulator, *quiet, "-machine", "pc", "-accel", accel, "-cpu", _PROCESSORS.get(accel, "max"),
+                "-device", device, "-drive", drive,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
         except OSError as error:
@@ -122,7 +130,7 @@ def _conditions(emulator: str) -> dict[str, str]:
     system = os.uname()
     status = os.stat(emulator)
     program = f"{os.path.realpath(emulator)} {status.st_size} {status.st_mtime_ns}"
-    return {"kernel": f"{system.release} {system.version}", "emulator": program}
+    return {"kernel": f"{system.release} {system.version}", "emulator": program, "probe": _PROBE}
 
 
 def _recall(path: str, conditions: dict[str, str]) -> str | None:
@@ -147,10 +155,22 @@ def _remember(path: str, conditions: dict[str, str], obstacle: str) -> None:
         os.replace(temporary, path)
 
 
-def _device_obstacle(device: str) -> str:
+def _device_obstacle(device: str, cpuinfo: str) -> str:
     if not os.path.exists(device):
         return f"there is no {device}"
-    return "" if os.access(device, os.R_OK | os.W_OK) else f"this user may not open {device}"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"this user may not open {device}"
+    return "" if _can_virtualise(cpuinfo) else f"the processor has no hardware virtualisation (vmx or svm, {cpuinfo})"
+
+
+def _can_virtualise(cpuinfo: str) -> bool:
+    """Tell whether the processor has what KVM needs (proc_cpuinfo(5), flags); who cannot say that may try."""
+    try:
+        with open(cpuinfo, encoding="utf-8", errors="replace") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        flags = ""
+    return not flags or not {"vmx", "svm"}.isdisjoint(flags.split())
 
 
 async def _kvm_obstacle(emulator: str, cache_dir: str) -> str:
@@ -164,7 +184,12 @@ async def _kvm_obstacle(emulator: str, cache_dir: str) -> str:
 
 
 async def choose_accel(
-    settings_accel: str, emulator: str, cache_dir: str, *, kvm_device: str = "/dev/kvm"
+    settings_accel: str,
+    emulator: str,
+    cache_dir: str,
+    *,
+    kvm_device: str = "/dev/kvm",
+    cpuinfo: str = "/proc/cpuinfo",
 ) -> AccelChoice:
     """Return the accelerator for guests run by `emulator`; `settings_accel` is `auto`, `kvm` or `tcg`.
 
@@ -172,7 +197,7 @@ async def choose_accel(
     """
     if settings_accel != "auto":
         return AccelChoice(settings_accel, f"guests run under {settings_accel}, because the settings say so")
-    obstacle = _device_obstacle(kvm_device) or await _kvm_obstacle(emulator, cache_dir)
+    obstacle = _device_obstacle(kvm_device, cpuinfo) or await _kvm_obstacle(emulator, cache_dir)
     if obstacle:
         return AccelChoice("tcg", f"guests are emulated (slow), because KVM does not run here: {obstacle}")
     return AccelChoice("kvm", "guests run under KVM: a trial guest ran")
