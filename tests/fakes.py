@@ -25,6 +25,7 @@ from crannog.core.domain import (
     DomainUsage,
     HostCapabilities,
 )
+from crannog.core.kernels import KernelFiles
 from crannog.core.pools import DEFAULT_POOL
 from crannog.core.registry import Registry
 from crannog.core.startup import StartFacts
@@ -52,6 +53,8 @@ class FakeHypervisor:
         self.domain_states: dict[str, DomainInfo] = {}
         self.specs: list[DomainSpec] = []
         self.failing: set[str] = set()
+        self.enlarged: list[tuple[str, int]] = []
+        """Disks that were made larger, with their sizes in bytes."""
         self.has_hvm = True
         self.is_shared = False
         self._listener: StateListener = lambda _uuid, _state: None
@@ -124,6 +127,14 @@ class FakeHypervisor:
         self._fail_if_asked("destroy")
         if self.domain_states.pop(uuid, None):
             self._listener(uuid, DomainState.ABSENT)
+
+    async def enlarge_disk(self, uuid: str, path: str, size: int) -> None:
+        self._fail_if_asked("enlarge_disk")
+        self._check_there(uuid)
+        spec = next(spec for spec in reversed(self.specs) if spec.uuid == uuid)
+        if path not in {disk.path for disk in spec.disks}:
+            raise HypervisorError(f"making {path} larger failed: there is no such disk")
+        self.enlarged.append((path, size))
 
     async def press_power_button(self, uuid: str) -> None:
         await self.destroy(uuid)
@@ -272,7 +283,9 @@ def halted_facts(**changes: object) -> StartFacts:
         "power_state": "Halted",
         "active": frozenset(),
         "capabilities": HostCapabilities("tcg", has_hvm=True, emulator="/usr/bin/qemu-system-x86_64"),
-        "kernel_files": lambda name: (f"/kernels/{name}/vmlinuz", f"/kernels/{name}/initramfs"),
+        "kernel_files": lambda name: KernelFiles(
+            f"/kernels/{name}/vmlinuz", f"/kernels/{name}/initramfs", f"/kernels/{name}/modules.img", has_layers=True
+        ),
         "locate": lambda volume: Location(f"/pool/{volume.vid}", "raw" if volume.name == "private" else "qcow2"),
         "channel_path": "/run/channel.sock",
         "console_log": "/log/console.log",

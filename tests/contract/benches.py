@@ -112,20 +112,25 @@ def io(location: Location, command: str) -> str:
 
 
 def write(location: Location, letter: str) -> None:
+    if location.format == "raw":
+        put(location.path, letter.encode() * 4096, PLACE)
+        return
     output = io(location, f"write -P {ord(letter)} {PLACE} 4096")
     assert "wrote 4096/4096" in output, output
 
 
 def peek(location: Location, place: int = PLACE) -> str:
     """Return the letter of which 4096 bytes at a place consist; `?` when they are not all the same."""
+    found = set(get(location.path, place, 4096)) if location.format == "raw" else look(location, place)
+    return chr(found.pop()) if len(found) == 1 else "?"
+
+
+def look(location: Location, place: int) -> set[int]:
+    """Return the bytes of which 4096 bytes at a place consist, in an image that QEMU has to read."""
     output = io(location, f"read -v {place} 4096")
     assert "read 4096/4096" in output, output
-    found = {
-        int(byte, 16)
-        for line in re.findall(r"^[0-9a-f]{8}: ((?: [0-9a-f]{2}){16})", output, re.MULTILINE)
-        for byte in line.split()
-    }
-    return chr(found.pop()) if len(found) == 1 else "?"
+    lines = re.findall(r"^[0-9a-f]{8}: ((?: [0-9a-f]{2}){16})", output, re.MULTILINE)
+    return {int(byte, 16) for line in lines for byte in line.split()}
 
 
 def holds(location: Location, letter: str, place: int = PLACE) -> bool:
@@ -154,8 +159,8 @@ async def stored(pool: Pool, vid: str) -> str:
         return peek(content)
 
 
-def put(path: str, data: bytes) -> None:
-    """Write data to the beginning of a file or device that is there, and to the disk; a device takes whole blocks."""
+def put(path: str, data: bytes, place: int = 0) -> None:
+    """Write data to a file or device that is there, and to the disk; a device takes whole blocks."""
     is_block = Location(path, "raw").is_block
     with mmap.mmap(-1, -(-len(data) // 4096) * 4096) as blocks:  # where O_DIRECT wants it
         blocks.write(data)
@@ -165,10 +170,21 @@ def put(path: str, data: bytes) -> None:
                 end = len(whole) if is_block else len(data)
                 done = 0
                 while done < end:
-                    done += os.write(descriptor, whole[done:end])
+                    done += os.pwrite(descriptor, whole[done:end], place + done)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def get(path: str, place: int, count: int) -> bytes:
+    """Return whole blocks of a file, or of a device past all caches."""
+    with mmap.mmap(-1, count) as blocks:
+        descriptor = os.open(path, os.O_RDONLY | (os.O_DIRECT if Location(path, "raw").is_block else 0))
+        try:
+            assert os.preadv(descriptor, [blocks], place) == count
+        finally:
+            os.close(descriptor)
+        return blocks[:]
 
 
 def image(folder: Path, letter: str, size: int = SIZE) -> str:

@@ -65,6 +65,8 @@ async def test_contract_absent_domains(hypervisor: Hypervisor) -> None:
     await hypervisor.destroy(uuid)
     await hypervisor.press_power_button(uuid)
     assert await hypervisor.usage(uuid) is None
+    with pytest.raises(HypervisorError):
+        await hypervisor.enlarge_disk(uuid, "/no/disk", 2**20)
     for refused in (hypervisor.resume, hypervisor.pause, hypervisor.console, hypervisor.screenshot):
         with pytest.raises(HypervisorError):
             await refused(uuid)
@@ -123,3 +125,9 @@ async def test_contract_no_strays_among_domains(hypervisor: Hypervisor, spec: Do
     made = await hypervisor.create_paused(spec)
     assert await hypervisor.end_strays(frozenset((spec.uuid,))) == []
     assert await own(hypervisor, spec) == [made]
+
+
+async def test_contract_a_disk_that_a_domain_does_not_have(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    await hypervisor.create_paused(spec)
+    with pytest.raises(HypervisorError):
+        await hypervisor.enlarge_disk(spec.uuid, "/no/disk", 2**20)

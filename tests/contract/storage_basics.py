@@ -15,7 +15,6 @@ from tests.contract.benches import (
     OWN,
     SIZE,
     Bench,
-    Contract,
     holds,
     image,
     own,
@@ -25,10 +24,11 @@ from tests.contract.benches import (
     stored,
     write,
 )
+from tests.contract.storage_volatile import VolatileContract
 
 
-class BasicContract(Contract):
-    """Sessions and what they leave."""
+class BasicContract(VolatileContract):
+    """Sessions and what they leave; also those of volumes that leave nothing."""
 
     @own
     async def test_what_is_written_stays(self, pool: Pool, volume: Volume) -> None:

@@ -41,24 +41,10 @@ NO_VIDS = [
 class LimitContract(Contract):
     """Nonsense and shortage."""
 
-    @pytest.mark.parametrize("vid", NO_VIDS)
-    async def test_what_is_no_id_is_refused_and_changes_nothing(self, bench: Bench, pool: Pool, vid: str) -> None:
-        volume = Volume("root", "p", vid, SIZE, save_on_stop=True)
+    async def test_what_is_no_id_is_refused_and_changes_nothing(self, bench: Bench, pool: Pool) -> None:
         before = bench.contents()
-        for ask in (pool.locate, pool.usage, pool.revisions):
-            with pytest.raises(StorageError, match="not the id of a volume"):
-                ask(volume)
-        for act in (pool.start, pool.stop, pool.abandon, pool.clear, pool.trim, pool.give_up_import):
-            with pytest.raises(StorageError, match="not the id of a volume"):
-                await act(volume)
-        for act_on_all in (pool.create, pool.claim, pool.remove):
-            with pytest.raises(StorageError, match="not the id of a volume"):
-                await act_on_all((volume,))
-        for cloning in ((volume, IN_PLACE), (IN_PLACE, volume)):
-            with pytest.raises(StorageError, match="not the id of a volume"):
-                await pool.clone(*cloning)
-        with pytest.raises(StorageError, match="not the id of a volume"):
-            pool.newest(vid)
+        for vid in NO_VIDS:
+            await refuse_all(pool, vid)
         assert bench.contents() == before
 
     @own
@@ -125,6 +111,25 @@ class LimitContract(Contract):
                 await pool.give_up_import(volume)
             assert small_bench.contents() == before
             assert await see(pool, volume) == "a"
+
+
+async def refuse_all(pool: Pool, vid: str) -> None:
+    """See that a pool does nothing at all with what is no id."""
+    volume = Volume("root", "p", vid, SIZE, save_on_stop=True)
+    for ask in (pool.locate, pool.usage, pool.revisions):
+        with pytest.raises(StorageError, match="not the id of a volume"):
+            ask(volume)
+    for act in (pool.start, pool.stop, pool.abandon, pool.clear, pool.trim, pool.give_up_import):
+        with pytest.raises(StorageError, match="not the id of a volume"):
+            await act(volume)
+    for act_on_all in (pool.create, pool.claim, pool.remove):
+        with pytest.raises(StorageError, match="not the id of a volume"):
+            await act_on_all((volume,))
+    for cloning in ((volume, IN_PLACE), (IN_PLACE, volume)):
+        with pytest.raises(StorageError, match="not the id of a volume"):
+            await pool.clone(*cloning)
+    with pytest.raises(StorageError, match="not the id of a volume"):
+        pool.newest(vid)
 
 
 async def is_refused(act: Awaitable[object]) -> bool:

@@ -68,7 +68,7 @@ class Life:
         registry = self.inside.registry
         vms = [add_vm(registry, "StandaloneVM", name) for name in names]
         for vm in vms:
-            await self.inside.pool.create(tuple(vm.volumes.values()))
+            await self.inside.pool.create(tuple(vm.pool_volumes()))
         for vm, netvm in itertools.pairwise(vms):
             netvm.set("provides_network", True)
             vm.set("netvm", netvm)
@@ -124,7 +124,7 @@ async def living() -> AsyncIterator[Life]:
     with short_folder() as home:
         inside = build_inside(home)
         for vm in template_and_app(inside.registry):
-            await inside.pool.create(tuple(vm.volumes.values()))
+            await inside.pool.create(tuple(vm.pool_volumes()))
         life = Life(inside)
         life.files = life.all_files()
         inside.inventory.editor.listen(life.note)

@@ -7,7 +7,7 @@ import pytest
 from crannog.api.table import METHODS
 from crannog.core.registry import Registry
 from tests.unit import test_api_bytes_devices, test_api_bytes_storage, test_api_bytes_vms
-from tests.unit.api_world import CONNECTED, Client, ask, event
+from tests.unit.api_world import CONNECTED, Client, ask, event, until
 from tests.unit.bytes_client import (
     CLASSES,
     SERVER_ONLY,
@@ -35,7 +35,7 @@ from tests.unit.bytes_world import (
 )
 
 TALKS = (*test_api_bytes_vms.TALKS, *test_api_bytes_storage.TALKS, *test_api_bytes_devices.TALKS)
-STREAMS = {"admin.Events", "admin.vm.Stats"}
+STREAMS = {"admin.Events", "admin.vm.Stats", "crannog.vm.volume.Export"}
 # Methods that clients know and that always fail, with how they do.
 UNSERVED = {
     "QubesNotImplementedError": {
@@ -293,7 +293,19 @@ async def test_statistics(vm: str) -> None:
             await read_told(client, (stats,))
 
 
-@pytest.mark.parametrize("method", sorted(STREAMS))
+async def test_an_export() -> None:
+    """It lasts until the client goes: so long the VM does not start."""
+    words = "work cannot be started: its volume private is being exported; wait until that is over, or end it"
+    async with bytes_world() as world:
+        place = f"raw {world.inside.paths.pools}/vm-pool/work-00000003/private.img"
+        with await world.follow(b"crannog.vm.volume.Export+private dom0 name work\0") as client:
+            await read_told(client, (event("work", "export-ready", place=place),))
+            await world.have(say("admin.vm.Start+ work", error("QubesVMError", "StateError", words)))
+        await until(lambda: not world.inside.machines.busy)
+        await world.have(say("admin.vm.Start+ work", ok()))
+
+
+@pytest.mark.parametrize("method", sorted(STREAMS - {"crannog.vm.volume.Export"}))
 async def test_refused_streams(method: str) -> None:
     async with bytes_world() as world:
         await world.have(say(f"{method}+x dom0", UNEXPECTED_ARGUMENT))

@@ -54,6 +54,11 @@ PRIVATE = (
     "save_on_stop=True\nsnap_on_start=False\nrevisions_to_keep=0\nephemeral=False\n"
 )
 
+HOSTS = (
+    "pool=linux-kernel\nvid={vid}\nsize={size}\nusage=<N>\nrw=False\nsource=\npath={path}\n"
+    "save_on_stop=False\nsnap_on_start=False\nrevisions_to_keep=0\nephemeral=False\n"
+)
+
 
 def no_number(text: str) -> bytes:
     return protocol(f"'{text}' is not a decimal number of at most 19 digits")
@@ -68,6 +73,25 @@ def layer(purpose: str) -> bytes:
         f"volume root of work cannot {purpose}: it is made anew from the template at each start; "
         "create the VM with '--class StandaloneVM' instead"
     )
+
+
+def hosts(refusal: str) -> bytes:
+    return refused(
+        f"volume kernel of work {refusal}: it belongs to the kernel, which 'qvm-prefs work kernel' chooses and "
+        "'crannog kernel add' adds"
+    )
+
+
+def empty(refusal: str) -> bytes:
+    return refused(f"volume volatile of work {refusal}: it is empty at each start")
+
+
+def nothing_to_copy(name: str) -> bytes:
+    return refused(f"volume {name} of work has no content that could be copied")
+
+
+def nothing_to_export(name: str) -> bytes:
+    return refused(f"volume {name} of work has no content that could be exported")
 
 
 def pool_in_use(message: str) -> bytes:
@@ -101,9 +125,11 @@ POOLS = (
         say(
             "admin.pool.volume.List+vm-pool dom0",
             ok(
-                "debian-00000001/private\ndebian-00000001/root\ndvm-00000004/private\ndvm-00000004/root\n"
-                "fedora-00000002/private\nfedora-00000002/root\nsys-net-00000005/private\nsys-net-00000005/root\n"
-                "work-00000003/private\nwork-00000003/root\n"
+                "debian-00000001/private\ndebian-00000001/root\ndebian-00000001/volatile\n"
+                "dvm-00000004/private\ndvm-00000004/root\ndvm-00000004/volatile\n"
+                "fedora-00000002/private\nfedora-00000002/root\nfedora-00000002/volatile\n"
+                "sys-net-00000005/private\nsys-net-00000005/root\nsys-net-00000005/volatile\n"
+                "work-00000003/private\nwork-00000003/root\nwork-00000003/volatile\n"
             ),
         ),
         say("admin.pool.Add+qcow2 dom0", ok(), b"name=fast\nrevisions_to_keep=2\n"),
@@ -118,7 +144,8 @@ POOLS = (
             ),
         ),
         say("admin.vm.CreateInPool.StandaloneVM+ dom0", ok(), b"name=alone label=blue pool=fast"),
-        say("admin.pool.volume.List+fast dom0", ok("alone-00000007/private\nalone-00000007/root\n")),
+        say("admin.pool.volume.List+fast dom0",
+            ok("alone-00000007/private\nalone-00000007/root\nalone-00000007/volatile\n")),
         say("admin.pool.Remove+fast dom0",
             pool_in_use("pool 'fast' is in use by alone; change or remove that first")),
         say("admin.vm.Remove+ alone", ok()),
@@ -201,7 +228,7 @@ VOLUMES = (
         "volumes",
         say("admin.vm.volume.List+ dom0", ok()),
         say("admin.vm.volume.List+ far", ok()),
-        say("admin.vm.volume.List+ work", ok("root\nprivate\n")),
+        say("admin.vm.volume.List+ work", ok("root\nprivate\nvolatile\nkernel\n")),
         say(
             "admin.vm.volume.Info+root work",
             ok(
@@ -219,6 +246,21 @@ VOLUMES = (
                 "save_on_stop=True\nsnap_on_start=False\nrevisions_to_keep=1\nephemeral=False\n"
             ),
         ),
+        say(
+            "admin.vm.volume.Info+volatile work",
+            ok(
+                "pool=vm-pool\nvid=work-00000003/volatile\nsize=10737418240\nusage=<N>\nrw=True\nsource=\n"
+                "path=<HOME>/pools/vm-pool/work-00000003/volatile.img\n"
+                "save_on_stop=False\nsnap_on_start=False\nrevisions_to_keep=0\nephemeral=False\n"
+            ),
+        ),
+        say("admin.vm.volume.Info+kernel work", ok(HOSTS.format(vid="6.1.0-test", size=0, path=""))),
+        say("crannog.kernel.Import+6.12 dom0", ok(), b"<HOME>/kernel"),
+        say("admin.vm.property.Set+kernel work", ok(), b"6.12"),
+        say("admin.vm.volume.Info+kernel work", ok(HOSTS.format(vid="6.12", size=0, path=""))),
+        say("admin.vm.property.Set+kernel work", ok(), b""),
+        say("admin.vm.volume.Info+kernel work", ok(HOSTS.format(vid="", size=0, path=""))),
+        say("admin.vm.volume.Resize+volatile work", ok(), b"20000000512"),
         say("admin.vm.volume.Resize+private work", ok(), b"3000000512"),
         say("admin.vm.volume.Set.rw+private work", ok(), b"False"),
         say("admin.vm.volume.Set.ephemeral+private work", ok(), b"False"),
@@ -304,10 +346,52 @@ VOLUMES = (
         ),
     ),
     talk(
+        "refused changes of volumes that nobody gives content to",
+        say("admin.vm.volume.Clear+kernel work", hosts("cannot be cleared")),
+        say("admin.vm.volume.Resize+kernel work", hosts("cannot be changed"), b"3000000000"),
+        say("admin.vm.volume.Set.rw+kernel work", hosts("cannot be changed"), b"True"),
+        say("admin.vm.volume.Set.revisions_to_keep+kernel work", hosts("keeps no revisions"), b"1"),
+        say("admin.vm.volume.Set.ephemeral+kernel work", ENCRYPTED, b"True"),
+        say("crannog.vm.volume.ImportFile+kernel work", hosts("cannot get another image"), b"<HOME>/image"),
+        say("internal.vm.volume.ImportBegin+kernel work", hosts("cannot get another image")),
+        say("admin.vm.volume.CloneFrom+kernel work", nothing_to_copy("kernel")),
+        say("crannog.vm.volume.Export+kernel work", nothing_to_export("kernel")),
+        say("crannog.vm.volume.Locate+kernel work", nothing_to_export("kernel")),
+        say("crannog.vm.volume.Accept+kernel work",
+            refused("volume kernel of work has no images of its own that could be accepted")),
+        say("admin.vm.volume.Clear+volatile work", empty("cannot be cleared")),
+        say("admin.vm.volume.Set.revisions_to_keep+volatile work", empty("keeps no revisions"), b"1"),
+        say("admin.vm.volume.Set.ephemeral+volatile work", ENCRYPTED, b"True"),
+        say("crannog.vm.volume.ImportFile+volatile work", empty("cannot get another image"), b"<HOME>/image"),
+        say("internal.vm.volume.ImportBegin+volatile work", empty("cannot get another image")),
+        say("admin.vm.volume.CloneFrom+volatile work", nothing_to_copy("volatile")),
+        say("crannog.vm.volume.Export+volatile work", nothing_to_export("volatile")),
+        say("crannog.vm.volume.Locate+volatile work", nothing_to_export("volatile")),
+        say("crannog.vm.volume.Accept+volatile work",
+            refused("volume volatile of work has no images of its own that could be accepted")),
+        say("admin.vm.volume.CloneFrom+private fedora", ok("<TOKEN>")),
+        say("admin.vm.volume.CloneTo+volatile work", empty("cannot get other content"), b"<TOKEN>"),
+        say("admin.vm.volume.CloneFrom+private fedora", ok("<TOKEN>")),
+        say("admin.vm.volume.CloneTo+kernel work", hosts("cannot get other content"), b"<TOKEN>"),
+    ),
+    talk(
+        "where content is",
+        say("crannog.vm.volume.Locate+private work", ok("raw <HOME>/pools/vm-pool/work-00000003/private.img")),
+        say("crannog.vm.volume.Locate+root work", ok("raw <HOME>/pools/vm-pool/debian-00000001/root.2.img")),
+        say("crannog.vm.volume.Locate+odd work", NO_VOLUME),
+        say("crannog.vm.volume.Locate+ work", EXPECTED_ARGUMENT),
+        say("crannog.vm.volume.Locate+private work", UNEXPECTED_PAYLOAD, b"x"),
+        say("crannog.vm.volume.Export+odd work", NO_VOLUME),
+        say("admin.vm.Start+ work", ok()),
+        say("crannog.vm.volume.Locate+private work", runs("have its volume private copied")),
+        say("crannog.vm.volume.Export+private work", runs("have its volume private copied")),
+    ),
+    talk(
         "volumes of a VM that runs",
         say("admin.vm.volume.CloneFrom+private fedora", ok("<TOKEN>")),
         say("admin.vm.Start+ work", ok()),
-        say("admin.vm.volume.Resize+private work", runs("get a volume of another size"), b"3000000000"),
+        say("admin.vm.volume.Resize+root work", runs("get a volume of another size"), b"30000000000"),
+        say("admin.vm.volume.Resize+volatile work", runs("get a volume of another size"), b"30000000000"),
         say("admin.vm.volume.Set.rw+private work", runs("get a volume with other rights"), b"False"),
         say("admin.vm.volume.Clear+private work", runs("be cleared")),
         say("admin.vm.volume.CloneTo+private work", runs("get other content"), b"<TOKEN>"),
@@ -444,8 +528,3 @@ TALKS = (*POOLS, *VOLUMES, *OTHERS)
 @pytest.mark.parametrize("spoken", TALKS, ids=str)
 async def test_exact_replies(spoken: Talk) -> None:
     await check(spoken)
-
-
-async def test_the_volumes_of_a_vm() -> None:
-    """Clients know volatile and kernel as well; nothing here uses those two yet (docs/storage.md)."""
-    await check(talk("root and private only", say("admin.vm.volume.List+ work", ok("root\nprivate\n"))))

@@ -682,7 +682,8 @@ POWER = (
         say(
             "crannog.vm.Start+nowait work",
             ok(
-                "<SECONDS>\tvolume ready\n<SECONDS>\tvolume ready\n<SECONDS>\tmemory reserved\n"
+                "<SECONDS>\tvolume ready\n<SECONDS>\tvolume ready\n<SECONDS>\tvolume ready\n"
+                "<SECONDS>\tmemory reserved\n"
                 "<SECONDS>\tRPC process started\n<SECONDS>\tdomain created, paused\n<SECONDS>\trunning\n"
             ),
         ),

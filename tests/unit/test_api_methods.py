@@ -75,7 +75,7 @@ async def test_a_created_vm_is_listed_and_saved(inside: Inside) -> None:
     assert listed[2] == f"work class=AppVM state=Halted uuid={work.uuid}"
     assert await call(inside, "admin.vm.List", f"uuid:{work.uuid}") == listed[2] + "\n"
     assert await call(inside, "admin.vm.tag.List", "work") == "audiovm-dom0\ncreated-by-dom0\nguivm-dom0\n"
-    assert await call(inside, "admin.vm.volume.List", "work") == "root\nprivate\n"
+    assert await call(inside, "admin.vm.volume.List", "work") == "root\nprivate\nvolatile\nkernel\n"
 
 
 async def test_the_default_template_counts_when_none_is_named(inside: Inside) -> None:
@@ -349,7 +349,8 @@ async def test_a_failed_start_leaves_a_halted_vm(inside: Inside, failing: str) -
 async def test_a_dry_run_does_nothing(inside: Inside) -> None:
     lines = (await call(inside, "crannog.vm.Start", "work", "dry-run+wait")).splitlines()
     assert lines[-1] == "wait up to 60 s for the agent"
-    assert len(lines) == 7
+    assert len(lines) == 8
+    assert [line.rpartition("/")[2] for line in lines if line.startswith("prepare")] == ["root", "private", "volatile"]
     assert "state=Halted" in await call(inside, "admin.vm.List", "work")
     assert inside.hypervisor.specs == []
 
@@ -398,5 +399,5 @@ async def test_lists_of_the_host(inside: Inside) -> None:
     labels = ["red", "orange", "yellow", "green", "gray", "blue", "purple", "black"]
     assert (await call(inside, "admin.label.List")).split() == labels
     volumes = (await call(inside, "admin.pool.volume.List", argument="vm-pool")).split()
-    assert len(volumes) == 4
+    assert [vid.rpartition("/")[2] for vid in volumes] == ["private", "root", "volatile"] * 2
     assert await call(inside, "crannog.Diagnose") == "everything here is a stand-in\n"

@@ -30,7 +30,7 @@ from crannog.errors import (
     ValueRefusedError,
     VMNotHaltedError,
 )
-from tests.fakes import Inside, build_inside
+from tests.fakes import KERNEL, Inside, build_inside
 
 MIB = 2**20
 VOLUME = "admin.vm.volume."
@@ -114,12 +114,12 @@ async def write_as_guest(inside: Inside, vm: str, name: str, letter: str) -> Non
 
 async def test_lists(inside: Inside) -> None:
     for vm in ("debian", "work", "alone"):
-        assert await call(inside, VOLUME + "List", vm) == "root\nprivate\n"
+        assert await call(inside, VOLUME + "List", vm) == "root\nprivate\nvolatile\nkernel\n"
     await call(inside, "admin.vm.Create.RemoteVM", payload="name=far label=red")
     assert await call(inside, VOLUME + "List", "dom0") == await call(inside, VOLUME + "List", "far") == ""
     volumes = inside.registry.find_vm("alone").volumes
-    for name in ("odd", "kernel", "volatile"):
-        volumes[name] = replace(volumes["root"], name=name)
+    for name in ("odd", "kernel", "volatile"):  # as a file from elsewhere may have them
+        volumes[name] = replace(volumes.pop(name, volumes["root"]), name=name)
     assert await call(inside, VOLUME + "List", "alone") == "root\nprivate\nvolatile\nkernel\nodd\n"
 
 
@@ -161,6 +161,50 @@ async def test_info_of_what_is_on_another_host(inside: Inside) -> None:
     assert inside.reloaded().find_vm("alone").volumes["root"].extra == ()
 
 
+async def test_info_of_the_kernels_volume(inside: Inside) -> None:
+    """It is the image of modules, where there is one; a read says nothing of a kernel that is missing (B3)."""
+    folder = Path(inside.paths.kernels, KERNEL)
+    (folder / "modules.img").write_bytes(b"m" * 5)
+    info = await call(inside, VOLUME + "Info", "work", "kernel")
+    assert info.startswith(f"pool=linux-kernel\nvid={KERNEL}\nsize=5\nusage=0\nrw=False\nsource=\n")
+    assert f"\npath={folder}/modules.img\n" in info
+    assert await call(inside, VOLUME + "ListSnapshots", "work", "kernel") == ""
+    (folder / "modules.img").unlink()
+    assert "size=0\nusage=0\nrw=False\nsource=\npath=\n" in await call(inside, VOLUME + "Info", "work", "kernel")
+    (folder / "initramfs").unlink()
+    info = await call(inside, VOLUME + "Info", "work", "kernel")
+    assert info.startswith(f"pool=linux-kernel\nvid={KERNEL}\nsize=0\n")
+    await call(inside, "admin.vm.property.Set", "alone", "virt_mode", "hvm")
+    assert (await call(inside, VOLUME + "Info", "alone", "kernel")).startswith("pool=linux-kernel\nvid=\nsize=0\n")
+
+
+async def test_the_volatile_volume_of_sessions(inside: Inside) -> None:
+    """An empty file while a VM runs that has a kernel from the host; no other VM has one."""
+    for vm in ("work", "alone"):
+        await call(inside, VOLUME + "Resize", vm, "volatile", str(11 * 2**30))
+        path = Path(inside.pool.locate(volume_of(inside, vm, "volatile")).path)
+        for _ in range(2):
+            await call(inside, "admin.vm.Start", vm)
+            assert inside.hypervisor.specs[-1].disks[2].path == str(path)
+            assert (path.stat().st_size, path.stat().st_blocks) == (11 * 2**30, 0)
+            run("dd", "if=/dev/urandom", f"of={path}", "bs=4096", "count=1", "conv=notrunc")
+            assert "\nusage=4096\n" in await call(inside, VOLUME + "Info", vm, "volatile")
+            await call(inside, "admin.vm.Kill", vm)
+            assert not path.exists()
+    await call(inside, "admin.vm.property.Set", "alone", "virt_mode", "hvm")
+    await call(inside, "admin.vm.Start", "alone")
+    assert [disk.path.rpartition("/")[2] for disk in inside.hypervisor.specs[-1].disks] == ["root.img", "private.img"]
+    assert not path.exists()
+
+
+async def test_a_start_that_fails_leaves_no_volatile_volume(inside: Inside) -> None:
+    before = snapshot(inside)
+    inside.hypervisor.failing = {"create_paused"}
+    with pytest.raises(CrannogError, match="on purpose"):
+        await call(inside, "admin.vm.Start", "work")
+    assert snapshot(inside) == before
+
+
 PAYLOADS = {
     "Info": "", "ListSnapshots": "", "CloneFrom": "", "Clear": "", "Revert": "1", "CloneTo": "x" * 32, "Resize": "9",
     "Set.revisions_to_keep": "1", "Set.rw": "True", "Set.ephemeral": "False", "Import": "", "ImportWithSize": "",
@@ -171,7 +215,7 @@ WRITING = ["Clear", "Resize", "Set.rw", "Set.revisions_to_keep"]
 @pytest.mark.parametrize("name", sorted(set(PAYLOADS) - {"Import", "ImportWithSize"}))
 async def test_volumes_that_are_not_there(inside: Inside, name: str) -> None:
     before = snapshot(inside)
-    for vm, volume in (("work", "odd"), ("work", "volatile"), ("dom0", "root"), ("work", "../private")):
+    for vm, volume in (("work", "odd"), ("dom0", "volatile"), ("dom0", "root"), ("work", "../private")):
         with pytest.raises(DeniedError) as caught:
             await call(inside, VOLUME + name, vm, volume, PAYLOADS[name])
         assert str(caught.value) == f"Argument not in '{vm} volumes'"
@@ -213,10 +257,12 @@ async def test_payloads_that_are_refused_change_nothing(
 
 @pytest.mark.parametrize("name", WRITING)
 async def test_what_a_running_vm_refuses(inside: Inside, name: str) -> None:
+    """But what keeps its content can become larger meanwhile."""
+    volume = "volatile" if name == "Resize" else "private"
     await call(inside, "admin.vm.Start", "alone")
     before = snapshot(inside)
     with pytest.raises(VMNotHaltedError, match=r"alone cannot .* while it is Running; shut it down"):
-        await call(inside, VOLUME + name, "alone", "private", {"Resize": str(4 * MIB)}.get(name, PAYLOADS[name]))
+        await call(inside, VOLUME + name, "alone", volume, {"Resize": str(2**40)}.get(name, PAYLOADS[name]))
     with pytest.raises(VMNotHaltedError):
         await call(inside, BEGIN, "alone", "private")
     assert snapshot(inside) == before
@@ -319,7 +365,7 @@ async def test_settings_are_saved(inside: Inside) -> None:
     await call(inside, "admin.vm.Start", "alone")
     disks = inside.hypervisor.specs[-1].disks
     assert [(disk.is_readonly, disk.path.rpartition("/")[2]) for disk in disks] == [
-        (False, "root.img"), (True, "private.dirty.qcow2"),
+        (False, "root.img"), (True, "private.dirty.qcow2"), (False, "volatile.img"),
     ]  # fmt: skip
     await call(inside, VOLUME + "Set.revisions_to_keep", "alone", "private", "6")
     with pytest.raises(VMNotHaltedError, match="alone cannot begin or cease to keep revisions while it is Running"):
@@ -559,18 +605,19 @@ async def add_pool(inside: Inside, name: str = "big") -> None:
 @pytest.mark.parametrize(
     ("words", "pools"),
     [
-        ("pool=big", ["big", "big"]),
-        ("pool:root=big", ["big", "vm-pool"]),
-        ("pool:private=big", ["vm-pool", "big"]),
-        ("pool:private=big pool:root=vm-pool", ["vm-pool", "big"]),
-        ("", ["vm-pool", "vm-pool"]),
+        ("pool=big", ["big", "big", "big"]),
+        ("pool:root=big", ["big", "vm-pool", "vm-pool"]),
+        ("pool:private=big", ["vm-pool", "big", "vm-pool"]),
+        ("pool:private=big pool:root=vm-pool", ["vm-pool", "big", "vm-pool"]),
+        ("pool:volatile=big pool:kernel=linux-kernel", ["vm-pool", "vm-pool", "big"]),
+        ("", ["vm-pool", "vm-pool", "vm-pool"]),
     ],
 )
 async def test_vms_in_pools(inside: Inside, words: str, pools: list[str]) -> None:
     await add_pool(inside)
     await call(inside, "admin.vm.CreateInPool.StandaloneVM", payload=f"name=new label=blue {words}".strip())
     vm = inside.reloaded().find_vm("new")
-    assert ([volume.pool for volume in vm.volumes.values()], vm.label_name) == (pools, "blue")
+    assert ([volume.pool for volume in vm.volumes.values()], vm.label_name) == ([*pools, "linux-kernel"], "blue")
     await call(inside, "admin.vm.Start", "new")
     assert all(os.path.exists(disk.path) for disk in inside.hypervisor.specs[-1].disks)
     assert {f"{inside.paths.pools}/{pool}/" for pool in pools} == {
@@ -582,14 +629,15 @@ async def test_layers_lie_beside_their_source(inside: Inside) -> None:
     await add_pool(inside)
     await call(inside, "admin.vm.CreateInPool.AppVM", argument="debian", payload="name=new label=blue pool=big")
     volumes = inside.registry.find_vm("new").volumes
-    assert [volume.pool for volume in volumes.values()] == ["vm-pool", "big"]
+    assert [volume.pool for volume in volumes.values()] == ["vm-pool", "big", "big", "linux-kernel"]
     await call(inside, "admin.vm.CreateInPool.TemplateVM", payload="name=other label=black pool=big")
     await call(inside, "admin.vm.property.Set", "new", "template", "other")
     assert inside.reloaded().find_vm("new").volumes["root"].pool == "big"
     await call(inside, "admin.vm.Start", "new")
     await call(inside, "admin.vm.Kill", "new")
     await call(inside, "admin.vm.Create.AppVM", argument="other", payload="name=third label=red")
-    assert [volume.pool for volume in inside.registry.find_vm("third").volumes.values()] == ["big", "vm-pool"]
+    volumes = inside.registry.find_vm("third").volumes
+    assert [volume.pool for volume in volumes.values()] == ["big", "vm-pool", "vm-pool", "linux-kernel"]
 
 
 @pytest.mark.parametrize(
@@ -603,7 +651,8 @@ async def test_layers_lie_beside_their_source(inside: Inside) -> None:
         ("StandaloneVM", "pool", ProtocolError),
         ("StandaloneVM", "pool=", ValueRefusedError),
         ("StandaloneVM", "pool=odd", ValueRefusedError),
-        ("StandaloneVM", "pool:volatile=big", ValueRefusedError),
+        ("StandaloneVM", "pool:odd=big", ValueRefusedError),
+        ("StandaloneVM", "pool:kernel=big", ValueRefusedError),
         ("AppVM", "pool:root=big", ValueRefusedError),
         ("StandaloneVM", "pool=linux-kernel", StorageError),
         ("RemoteVM", "pool:root=big", ValueRefusedError),

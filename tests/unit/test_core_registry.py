@@ -11,7 +11,7 @@ from crannog.core.labels import BUILT_IN, Label
 from crannog.core.pools import BUILT_IN_POOLS, PoolConfig
 from crannog.core.registry import Registry
 from crannog.core.vms import ADMIN_UUID, LocalVM, QubeBase, StandaloneVM
-from crannog.core.volumes import GIB
+from crannog.core.volumes import GIB, Volume
 from crannog.errors import (
     CrannogError,
     InUseError,
@@ -84,8 +84,20 @@ def test_volumes_of_each_class() -> None:
     assert (private.snap_on_start, private.save_on_stop) == (False, True)
     assert template.volumes["root"].revisions_to_keep == 1
     assert add_vm(registry, "StandaloneVM", "alone").volumes["root"].revisions_to_keep == 0
-    vids = [volume.vid for vm in registry for volume in vm.volumes.values()]
-    assert len(set(vids)) == len(vids)
+    vids = [volume.vid for vm in registry.local_vms() for volume in vm.pool_volumes()]
+    assert len(set(vids)) == len(vids) == 9
+
+
+@pytest.mark.parametrize("klass", ["TemplateVM", "AppVM", "StandaloneVM", "DispVM"])
+def test_the_volumes_that_are_alike_in_each_class(klass: str) -> None:
+    registry = new_registry()
+    dvm = allow_disposables(registry)
+    vm = registry.draft(klass, "new", UUID, {"AppVM": dvm.template, "DispVM": dvm}.get(klass))
+    volatile, kernel = vm.volumes["volatile"], vm.volumes["kernel"]
+    assert list(vm.volumes) == ["root", "private", "volatile", "kernel"]
+    assert volatile == Volume("volatile", "vm-pool", "new-00000000/volatile", 10 * GIB)
+    assert kernel == Volume("kernel", "linux-kernel", "", 0, rw=False)
+    assert (volatile.is_volatile, kernel.is_volatile, kernel.is_kernel) == (True, False, True)
 
 
 def test_the_volumes_of_a_vm_that_took_over_a_name_are_new() -> None:
@@ -302,7 +314,8 @@ def test_a_disposable_is_as_its_template_is() -> None:
     assert {name: vm.values[name] for name in COPIED} == {name: dvm.values[name] for name in COPIED}
     assert (vm.template, vm.get("dispid"), vm.label_name) == (dvm, 42, "blue")
     assert (vm.features, vm.tags, vm.devices) == (dvm.features, {"mine"}, dvm.devices)
-    assert all(volume.snap_on_start and not volume.save_on_stop for volume in vm.volumes.values())
+    assert [name for name, volume in vm.volumes.items() if volume.snap_on_start] == ["root", "private"]
+    assert not any(volume.save_on_stop for volume in vm.volumes.values())
 
 
 def test_copies_are_changed_on_their_own() -> None:
@@ -422,7 +435,8 @@ def test_a_clone_of_another_class_has_what_that_class_has() -> None:
     vm = registry.draft_clone(dvm, "other", UUID, "StandaloneVM")
     assert set(vm.values) == COPIED | IDENTITY
     assert (vm.template, vm.get("default_dispvm"), vm.get("klass")) == (None, dvm, "StandaloneVM")
-    assert [volume.snap_on_start for volume in vm.volumes.values()] == [False, False]
+    assert [volume.snap_on_start for volume in vm.volumes.values()] == [False] * 4
+    assert [name for name, volume in vm.volumes.items() if volume.save_on_stop] == ["root", "private"]
 
 
 def test_the_volumes_of_a_clone_are_as_large_as_those_of_its_source() -> None:
@@ -431,8 +445,18 @@ def test_the_volumes_of_a_clone_are_as_large_as_those_of_its_source() -> None:
     for name, volume in app.volumes.items():
         app.volumes[name] = volume.with_source("", 7 * GIB)
     vm = registry.draft_clone(app, "other", UUID)
-    assert [volume.size for volume in vm.volumes.values()] == [7 * GIB, 7 * GIB]
-    assert [volume.source for volume in vm.volumes.values()] == ["", ""]
+    assert [volume.size for volume in vm.pool_volumes()] == [7 * GIB] * 3
+    assert [volume.source for volume in vm.volumes.values()] == [""] * 4
+
+
+def test_a_clone_of_a_vm_from_before_there_were_volatile_volumes_gets_one() -> None:
+    registry = new_registry()
+    _, app = template_and_app(registry)
+    for name in ("volatile", "kernel"):
+        del app.volumes[name]
+    vm = registry.draft_clone(app, "other", UUID)
+    assert vm.volumes["volatile"] == Volume("volatile", "vm-pool", "other-00000000/volatile", 10 * GIB)
+    assert vm.volumes["kernel"].pool == "linux-kernel"
 
 
 def test_the_clone_of_a_disposable_gets_a_number_of_its_own() -> None:
@@ -485,7 +509,10 @@ def test_new_volumes_are_in_the_default_pools() -> None:
     registry.add_pool(PoolConfig("big", "qcow2"))
     registry.set("default_pool_root", "big")
     vm = add_vm(registry, "StandaloneVM", "alone")
-    assert [(volume.name, volume.pool) for volume in vm.volumes.values()] == [("root", "big"), ("private", "vm-pool")]
+    assert [volume.pool for volume in vm.volumes.values()] == ["big", "vm-pool", "vm-pool", "linux-kernel"]
+    registry.set("default_pool_volatile", "big")
+    vm = add_vm(registry, "StandaloneVM", "other")
+    assert [volume.pool for volume in vm.volumes.values()] == ["big", "vm-pool", "big", "linux-kernel"]
 
 
 def test_pools_have_names_of_their_own() -> None:

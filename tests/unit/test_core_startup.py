@@ -7,13 +7,24 @@ import pytest
 from crannog.core.clock import Basis, Clock
 from crannog.core.domain import DomainSpec
 from crannog.core.drives import Drive, DriveFile, DriveKind, FileKind, absent_file
+from crannog.core.kernels import KernelFiles
 from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, ReserveMemory, Resume, StartRpc
 from crannog.core.specification import AGENT_CHANNEL
 from crannog.core.startup import StartRequest, plan_start
 from crannog.core.vms import LocalVM
 from crannog.core.volumes import Volume
 from crannog.errors import HypervisorError, StartError, StorageError, VMNotHaltedError
-from tests.fakes import Boot, Channel, Disk, HostCapabilities, add_vm, halted_facts, new_registry, template_and_app
+from tests.fakes import (
+    KERNEL,
+    Boot,
+    Channel,
+    Disk,
+    HostCapabilities,
+    add_vm,
+    halted_facts,
+    new_registry,
+    template_and_app,
+)
 
 XEN = HostCapabilities("xen", has_hvm=True, emulator="/qemu", kind="xen", loader="/hvmloader")
 CDROM, HD = Drive(DriveKind.CDROM, "/srv/i"), Drive(DriveKind.HD, "/srv/i")
@@ -35,11 +46,11 @@ def test_plan_of_a_pv_appvm() -> None:
     app.set("memory", 640)
     plan = plan_start(app, StartRequest(), halted_facts())
     assert [type(step) for step in plan] == [
-        PrepareVolume, PrepareVolume, ReserveMemory, StartRpc, CreatePaused, Resume,
+        PrepareVolume, PrepareVolume, PrepareVolume, ReserveMemory, StartRpc, CreatePaused, Resume,
     ]  # fmt: skip
-    root, private = (step.volume for step in plan if isinstance(step, PrepareVolume))
-    assert root.source == template.volumes["root"].vid
-    assert private.source == ""
+    root, private, volatile = (step.volume for step in plan if isinstance(step, PrepareVolume))
+    assert (root.source, root.rw) == (template.volumes["root"].vid, False)
+    assert (private.source, volatile.source) == ("", "")
     spec = spec_of(plan).spec
     assert (spec.uuid, spec.name, spec.virt_mode, spec.memory, spec.vcpus) == (app.uuid, "work", "pv", 640, 2)
     assert (spec.boot, spec.kernel.endswith("/vmlinuz"), spec.initrd.endswith("/initramfs")) == (
@@ -48,12 +59,15 @@ def test_plan_of_a_pv_appvm() -> None:
         True,
     )
     assert spec.kernelopts.split() == [
-        *("root=/dev/vda", "rw", "console=ttyS0", "no_timer_check", "cryptomgr.notests", "quiet", "crannog.name=work"),
+        *("root=/dev/vda", "rw", "console=ttyS0", "no_timer_check", "cryptomgr.notests", "quiet"),
+        *("crannog.volatile=/dev/vdc", "crannog.modules=/dev/vdd", "crannog.name=work"),
     ]
     assert spec.channels == (Channel(AGENT_CHANNEL, "/run/channel.sock"),)
     assert spec.disks == (
-        Disk(f"/pool/{root.vid}", "vda", "virtio", "qcow2"),
+        Disk(f"/pool/{root.vid}", "vda", "virtio", "qcow2", is_readonly=True),
         Disk(f"/pool/{private.vid}", "vdb", "virtio", "raw"),
+        Disk(f"/pool/{volatile.vid}", "vdc", "virtio", "qcow2"),
+        Disk(f"/kernels/{KERNEL}/modules.img", "vdd", "virtio", "raw", is_readonly=True),
     )
     assert not spec.has_display
 
@@ -120,14 +134,14 @@ def test_a_vm_with_a_kernel_from_the_host_gets_the_image_as_one_more_disk(
     alone = add_vm(new_registry(), "StandaloneVM", "alone", mode=mode)
     spec = spec_with(alone, StartRequest(drive=drive), drive_file=image)
     assert spec.boot is Boot.KERNEL
-    assert spec.disks[-1] == Disk("/real/srv/i", "vdc", "virtio", "raw", is_readonly=is_readonly)
+    assert spec.disks[-1] == Disk("/real/srv/i", "vde", "virtio", "raw", is_readonly=is_readonly)
 
 
 def test_a_device_of_the_host_is_a_block_device() -> None:
     alone = add_vm(new_registry(), "StandaloneVM", "alone")
     request = StartRequest(drive=replace(HD, may_be_device=True))
     spec = spec_with(alone, request, drive_file=lambda path: DriveFile(path, FileKind.DEVICE))
-    assert spec.disks[-1] == Disk("/srv/i", "vdc", "virtio", "raw", is_block=True)
+    assert spec.disks[-1] == Disk("/srv/i", "vde", "virtio", "raw", is_block=True)
 
 
 @pytest.mark.parametrize("file", [absent_file("/srv/i"), DriveFile("/srv/i", FileKind.DEVICE)])
@@ -142,8 +156,8 @@ def test_an_image_that_will_not_do_is_refused(file: DriveFile) -> None:
 @pytest.mark.parametrize(
     ("mode", "drive", "targets"),
     [
-        ("pvh", None, {"/pool": ["xvda", "xvdb"]}),
-        ("pvh", HD, {"/pool": ["xvda", "xvdb"], "/real": ["xvdc"]}),
+        ("pvh", None, {"/pool": ["xvda", "xvdb", "xvdc"], "/kernels": ["xvdd"]}),
+        ("pvh", HD, {"/pool": ["xvda", "xvdb", "xvdc"], "/kernels": ["xvdd"], "/real": ["xvde"]}),
         ("hvm", CDROM, {"/pool": ["xvda", "xvdb"], "/real": ["xvdc"]}),
         ("hvm", HD, {"/pool": ["xvdb", "xvdc"], "/real": ["xvda"]}),
     ],
@@ -160,7 +174,8 @@ def test_disks_on_xen(mode: str, drive: Drive | None, targets: dict[str, list[st
 
 def test_a_kernel_on_xen_is_told_of_xens_disks_and_console() -> None:
     words = spec_with(add_vm(new_registry(), "StandaloneVM", "alone"), capabilities=XEN).kernelopts.split()
-    assert words == ["root=/dev/xvda", "rw", "console=hvc0", "quiet", "crannog.name=alone"]
+    disks = ["crannog.volatile=/dev/xvdc", "crannog.modules=/dev/xvdd"]
+    assert words == ["root=/dev/xvda", "rw", "console=hvc0", "quiet", *disks, "crannog.name=alone"]
 
 
 def test_an_unknown_hypervisor_is_refused() -> None:
@@ -173,7 +188,7 @@ def test_what_a_kernel_is_told() -> None:
     template, app = template_and_app(new_registry())
     template.features["boot-mode.kernelopts.rescue"] = "single"
     app.set("kernelopts", "panic=1")
-    assert spec_with(app).kernelopts.split()[-3:] == ["quiet", "panic=1", "crannog.name=work"]
+    assert spec_with(app).kernelopts.split()[-3:] == ["crannog.modules=/dev/vdd", "panic=1", "crannog.name=work"]
     app.set("bootmode", "rescue")
     assert spec_with(app).kernelopts.split()[-3:] == ["panic=1", "single", "crannog.name=work"]
 
@@ -248,7 +263,9 @@ def test_a_read_only_volume_is_a_read_only_disk() -> None:
     alone = add_vm(new_registry(), "StandaloneVM", "alone")
     alone.volumes["private"] = replace(alone.volumes["private"], rw=False)
     disks = spec_of(plan_start(alone, StartRequest(), halted_facts())).spec.disks
-    assert [disk.is_readonly for disk in disks] == [False, True]
+    assert [(disk.target, disk.is_readonly) for disk in disks] == [
+        ("vda", False), ("vdb", True), ("vdc", False), ("vdd", True),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -273,7 +290,7 @@ def test_when_the_agent_is_waited_for(announced: str | None, wait: bool | None, 
 def test_every_step_describes_itself() -> None:
     template, app = template_and_app(new_registry())
     lines = [step.describe() for step in plan_start(app, StartRequest(wait=True), halted_facts())]
-    assert len(set(lines)) == len(lines) == 7
+    assert len(set(lines)) == len(lines) == 8
     assert template.volumes["root"].vid in lines[0]
 
 
@@ -308,7 +325,7 @@ def test_a_vm_without_a_kernel_is_refused(is_explicit: bool) -> None:
 
 
 def test_a_kernel_that_vanished_is_refused() -> None:
-    def missing(name: str) -> tuple[str, str]:
+    def missing(name: str) -> KernelFiles:
         raise StorageError(f"kernel '{name}' is missing")
 
     vm = add_vm(new_registry(), "StandaloneVM", "alone")

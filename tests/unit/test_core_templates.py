@@ -182,7 +182,9 @@ def test_a_question_about_a_mode_that_the_template_does_not_have_yet(its_mode: s
 def test_a_volume_shows_what_the_nearest_owner_holds() -> None:
     template, app, disposable = make_disposable(new_registry())
     owners = {vm.name: [origin(vm, name)[0].name for name in vm.volumes] for vm in (template, app, disposable)}
-    assert owners == {"debian": ["debian", "debian"], "dvm": ["debian", "dvm"], "disp": ["debian", "dvm"]}
+    assert owners == {
+        "debian": ["debian"] * 4, "dvm": ["debian", "dvm", "dvm", "dvm"], "disp": ["debian", "dvm", "disp", "disp"],
+    }  # fmt: skip
     assert origin(disposable, "root") == (template, template.volumes["root"])
     assert origin(disposable, "private") == (app, app.volumes["private"])
 

@@ -218,6 +218,9 @@ async def test_who_waited_for_an_end_can_start_at_once(life: Life) -> None:
 # -- what nobody asked for
 
 
+SETTLED = ["settled root", "settled private", "settled volatile"]
+
+
 @pytest.fixture
 def settled(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the settling of a volume told as well."""
@@ -236,7 +239,7 @@ async def test_a_vm_that_ends_by_itself(life: Life) -> None:
     life.hear(DomainState.ABSENT)
     assert (life.told, life.work.power_state) == (["work domain-stopped"], "Halted")
     await life.settle()
-    assert life.told == ["work domain-stopped", "settled root", "settled private", "work domain-shutdown"]
+    assert life.told == ["work domain-stopped", *SETTLED, "work domain-shutdown"]
     await life.is_gone()
 
 
@@ -248,7 +251,7 @@ async def test_an_end_that_is_told_twice_is_one_end(life: Life) -> None:
     await life.settle()
     life.hear(DomainState.ABSENT)
     await life.settle()
-    assert life.told == ["work domain-stopped", "settled root", "settled private", "work domain-shutdown"]
+    assert life.told == ["work domain-stopped", *SETTLED, "work domain-shutdown"]
 
 
 @pytest.mark.usefixtures("settled")
@@ -262,7 +265,7 @@ async def test_a_vm_that_runs_again_before_it_was_cleaned_up(life: Life) -> None
     assert (life.work.power_state, life.inside.agents.running) == ("Running", {life.work.uuid})
     life.told.clear()
     await life.power.kill(life.work)
-    assert life.told == ["work domain-stopped", "settled root", "settled private", "work domain-shutdown"]
+    assert life.told == ["work domain-stopped", *SETTLED, "work domain-shutdown"]
     await life.is_gone()
 
 
@@ -285,7 +288,7 @@ async def test_volumes_that_cannot_be_settled_hold_up_nothing(
         life.hear(DomainState.ABSENT)
         await life.settle()
     assert life.told == ENDED
-    assert caplog.text.count("work: no such disk") == 2
+    assert caplog.text.count("work: no such disk") == 3
 
 
 async def test_a_dying_vm(life: Life) -> None:

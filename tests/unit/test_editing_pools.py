@@ -1,6 +1,7 @@
 """Pools that come and go, with drivers that fail: in the store, in what is served and on the disk, or nowhere."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
 from crannog.core.pools import EPHEMERAL, FOLDER, KERNEL_POOL, REVISIONS, PoolConfig, new_pool
 from crannog.editing.editor import Editor
-from crannog.editing.pools import Pools
+from crannog.editing.pools import Pools, PoolUsage
+from crannog.editing.population import NewVM, Population
 from crannog.errors import NotYetError, PoolInUseError, StorageError, ValueRefusedError
 from crannog.ports.storage import Pool
 
@@ -109,6 +111,39 @@ def test_what_a_file_says_of_pools_that_makes_no_sense(world: World) -> None:
         "dir_path": "vms", "driver": "qcow2", "name": "relative", "revisions_to_keep": "1",
         "ephemeral_volatile": "False",
     }  # fmt: skip
+
+
+async def test_usage_counts_what_the_store_has_in_a_pool(world: World) -> None:
+    """Files that nobody refers to are not in it, nor volumes of other pools, nor a VM's that is gone."""
+    world.pools.add("big", "qcow2", {})
+    population = Population(world.editor, world.served)
+    registry = world.editor.registry
+    first = await population.create(NewVM("StandaloneVM", "first", "", None, {"": "big"}), created_by="dom0")
+    second = await population.create(NewVM("StandaloneVM", "second", "", None), created_by="dom0")
+    Path(world.served["big"].newest(first.volumes["root"].vid).path).write_bytes(os.urandom(2**20))
+    Path(world.paths.pools, "big", "orphan.img").write_bytes(os.urandom(2**20))
+    usage = world.pools.usage("big")
+    assert usage.driver == "qcow2"
+    assert usage.space is not None
+    assert usage.volumes == len(list(first.pool_volumes()))
+    assert usage.virtual == sum(volume.size for volume in first.pool_volumes())
+    assert usage.real == 2**20
+    assert world.pools.usage("vm-pool").virtual == sum(volume.size for volume in second.pool_volumes())
+    await population.remove(first)
+    usage = world.pools.usage("big")
+    assert (usage.volumes, usage.virtual, usage.real) == (0, 0, 0)
+    registry.kernels |= {"6.1", "6.12"}
+    assert world.pools.usage(KERNEL_POOL).volumes == 2
+    assert world.pools.usage(KERNEL_POOL).virtual is None
+
+
+async def test_usage_of_a_pool_that_is_not_served(world: World) -> None:
+    vm = await Population(world.editor, world.served).create(NewVM("StandaloneVM", "vm", "", None), created_by="dom0")
+    world.editor.registry.pools["there"] = PoolConfig("there", "zfs")
+    vm.volumes["root"] = replace(vm.volumes["root"], pool="there", size=5)
+    assert world.pools.usage("there") == PoolUsage("zfs", None, 1, 5)
+    with pytest.raises(KeyError):
+        world.pools.usage("nowhere")
 
 
 @pytest.mark.parametrize(

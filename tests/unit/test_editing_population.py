@@ -739,10 +739,11 @@ async def test_a_vm_that_is_not_halted_is_neither_cloned_nor_removed(world: Worl
 @pytest.mark.parametrize(
     ("chosen", "pools"),
     [
-        ({}, [DEFAULT_POOL, DEFAULT_POOL]),
-        ({"": "big"}, ["big", "big"]),
-        ({"root": "big"}, ["big", DEFAULT_POOL]),
-        ({"private": "big", "root": DEFAULT_POOL}, [DEFAULT_POOL, "big"]),
+        ({}, [DEFAULT_POOL] * 3),
+        ({"": "big"}, ["big"] * 3),
+        ({"root": "big"}, ["big", DEFAULT_POOL, DEFAULT_POOL]),
+        ({"private": "big", "root": DEFAULT_POOL}, [DEFAULT_POOL, "big", DEFAULT_POOL]),
+        ({"volatile": "big", "kernel": "linux-kernel"}, [DEFAULT_POOL, DEFAULT_POOL, "big"]),
     ],
 )
 async def test_a_new_vm_in_chosen_pools(world: World, act: str, chosen: dict[str, str], pools: list[str]) -> None:
@@ -754,8 +755,9 @@ async def test_a_new_vm_in_chosen_pools(world: World, act: str, chosen: dict[str
         vm = await world.population.create(wanted, created_by="dom0")
     else:
         vm = await world.population.clone(world.vm("alone"), "new", klass="", created_by="dom0", pools=chosen)
-    assert [volume.pool for volume in vm.volumes.values()] == pools
-    found = [Path(world.pools[volume.pool].newest(volume.vid).path) for volume in vm.volumes.values()]
+    assert [volume.pool for volume in vm.volumes.values()] == [*pools, "linux-kernel"]
+    kept = [volume for volume in vm.volumes.values() if volume.save_on_stop]
+    found = [Path(world.pools[volume.pool].newest(volume.vid).path) for volume in kept]
     assert all(path.exists() for path in found)
     assert found[1].read_bytes()[:4] == (b"mine" if act == "clone" else b"\0" * 4)
     assert not list(world.home.rglob(".provisional"))
@@ -774,7 +776,7 @@ async def test_a_clone_in_another_pool_stands_alone(world: World) -> None:
     newest = world.pools["big"].newest(vm.volumes["root"].vid)
     assert (newest.format, Path(newest.path).read_bytes()[:4]) == ("raw", b"bbbb")
     app = await world.create("AppVM", "app", "other")
-    assert [volume.pool for volume in app.volumes.values()] == ["big", "big"]
+    assert [volume.pool for volume in app.volumes.values()] == ["big", "big", DEFAULT_POOL, "linux-kernel"]
 
 
 @pytest.mark.parametrize(

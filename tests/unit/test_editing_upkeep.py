@@ -143,6 +143,21 @@ async def test_the_volumes_of_running_and_of_busy_vms_count_as_used(life: Life) 
     assert len((await inventory.upkeep.collect(DEFAULT_POOL)).found) == 1
 
 
+async def test_the_volatile_disk_of_a_running_vm_is_no_waste(life: Life) -> None:
+    upkeep = life.inside.inventory.upkeep
+    await life.power.start(life.work, QUIETLY)
+    path = Path(life.inside.pool.locate(life.work.volumes["volatile"]).path)
+    path.write_bytes(b"v" * 4096)
+    assert await upkeep.check(DEFAULT_POOL) == []
+    assert (await upkeep.find_waste(DEFAULT_POOL)).found == []
+    assert (await upkeep.collect(DEFAULT_POOL)).found == []
+    assert path.read_bytes() == b"v" * 4096
+    await life.power.kill(life.work)
+    await life.settle()
+    assert not path.exists()
+    assert await upkeep.check(DEFAULT_POOL) == []
+
+
 async def test_a_vm_that_somebody_works_on_is_waited_for(life: Life) -> None:
     (alone,) = await life.add("alone")
     half_made = Path(newest(life, alone)).parent / "root.new"

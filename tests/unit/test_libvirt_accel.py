@@ -81,7 +81,9 @@ async def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, device
     blocked = tmp_path / "file"
     blocked.touch()
     emulator = make_emulator(tmp_path, f"exit {PROBE_STATUS}")
-    assert (await choose_accel("auto", emulator, str(blocked / "cache"), kvm_device=device, cpuinfo=NO_CPUINFO)).accel == "kvm"
+    assert (
+        await choose_accel("auto", emulator, str(blocked / "cache"), kvm_device=device, cpuinfo=NO_CPUINFO)
+    ).accel == "kvm"
 
 
 async def test_without_the_device_nothing_is_run(tmp_path: Path) -> None:

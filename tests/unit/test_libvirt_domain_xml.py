@@ -37,6 +37,8 @@ PVH = DomainSpec(
     disks=(
         Disk("/home/vm/work/root-cow.qcow2", "vda", is_readonly=True),
         Disk("/home/vm/work/private.raw", "vdb", format="raw"),
+        Disk("/home/vm/work/volatile.img", "vdc", format="raw"),
+        Disk("/home/vm/kernels/6.1/modules.img", "vdd", format="raw", is_readonly=True),
     ),
     channels=(Channel("org.crannog.agent.0", "/home/vm/run/agent-work.sock"),),
     console_log="/home/vm/log/console-work.log",

@@ -10,6 +10,7 @@ import pytest
 from crannog.adapters.storage import kernels
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.store.file import FileStore
+from crannog.core.kernels import KernelFiles
 from crannog.errors import CrannogError, StorageError, ValueRefusedError
 
 FILES = ("vmlinuz", "initramfs")
@@ -35,22 +36,64 @@ def entries(pool: KernelPool) -> list[str]:
 
 async def test_an_added_kernel_is_found(pool: KernelPool, source: Path) -> None:
     await pool.add("6.1.0-44-cloud-amd64", str(source))
-    assert pool.files("6.1.0-44-cloud-amd64") == tuple(f"{pool.folder}/6.1.0-44-cloud-amd64/{file}" for file in FILES)
+    kernel, initramfs = (f"{pool.folder}/6.1.0-44-cloud-amd64/{file}" for file in FILES)
+    assert pool.files("6.1.0-44-cloud-amd64") == KernelFiles(kernel, initramfs)
     assert entries(pool) == ["6.1.0-44-cloud-amd64"]
 
 
 async def test_an_extracted_kernel_comes_first(pool: KernelPool, source: Path) -> None:
     (source / "vmlinux").touch()
     await pool.add("6.1", str(source))
-    assert pool.files("6.1")[0].endswith("/vmlinux")
+    assert pool.files("6.1").kernel.endswith("/vmlinux")
 
 
 async def test_a_kernel_is_replaced(pool: KernelPool, source: Path) -> None:
     await pool.add("6.1", str(source))
     (source / "initramfs").write_text("newer")
     await pool.add("6.1", str(source))
-    assert Path(pool.files("6.1")[1]).read_text() == "newer"
+    assert Path(pool.files("6.1").initrd).read_text() == "newer"
     assert entries(pool) == ["6.1"]
+
+
+async def test_the_image_of_modules_comes_along(pool: KernelPool, source: Path) -> None:
+    (source / "modules.img").write_text("modules")
+    await pool.add("6.1", str(source))
+    assert pool.files("6.1").modules == f"{pool.folder}/6.1/modules.img"
+    (source / "modules.img").unlink()
+    await pool.add("6.1", str(source))
+    assert pool.files("6.1").modules == ""
+
+
+async def test_a_link_is_no_image_of_modules(pool: KernelPool, source: Path, tmp_path: Path) -> None:
+    """A guest would get what it leads to."""
+    (tmp_path / "secret").touch()
+    await pool.add("6.1", str(source))
+    Path(pool.folder, "6.1", "modules.img").symlink_to(tmp_path / "secret")
+    assert pool.files("6.1").modules == ""
+
+
+@pytest.mark.parametrize(
+    ("facts", "has_layers"),
+    [
+        ('{"layers": true}', True),
+        ('{"layers": false}', False),
+        ('{"layers": "true"}', False),
+        ('{"layers": 1}', False),
+        ("{}", False),
+        ('["layers"]', False),
+        ("{", False),
+        ("", False),
+        (None, False),
+        (b"\xff", False),
+    ],
+)
+async def test_only_a_kernel_that_says_so_of_its_initramfs_has_layers(
+    pool: KernelPool, source: Path, facts: str | bytes | None, *, has_layers: bool
+) -> None:
+    if facts is not None:
+        (source / "kernel.json").write_bytes(facts.encode() if isinstance(facts, str) else facts)
+    await pool.add("6.1", str(source))
+    assert pool.files("6.1").has_layers is has_layers
 
 
 @pytest.mark.parametrize("missing", FILES)

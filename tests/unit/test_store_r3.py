@@ -15,7 +15,7 @@ from crannog.adapters.store.qubes_xml import Document
 from crannog.adapters.store.r4_writer import R4Writer
 from crannog.core.registry import Registry
 from crannog.core.vms import ADMIN_NAME, QubeBase
-from crannog.core.volumes import DEFAULT_PRIVATE_SIZE, DEFAULT_ROOT_SIZE, GIB
+from crannog.core.volumes import DEFAULT_SIZES, GIB
 from crannog.errors import StorageError
 
 TEMPLATE_UUID = "5b1c8c0e-0d9e-4a53-a1d5-3c7a0e4a0001"
@@ -262,7 +262,7 @@ def test_volumes_are_those_of_a_new_vm(r3: Document) -> None:
         twin = fresh.create(vm.klass, vm.name, vm.uuid, template if vm.is_template_based else None)
         assert vm.volumes == twin.volumes
     sizes = {name: volume.size for name, volume in r3.registry.find_vm("box").volumes.items()}
-    assert sizes == {"root": DEFAULT_ROOT_SIZE, "private": DEFAULT_PRIVATE_SIZE}
+    assert sizes == DEFAULT_SIZES
     assert sizes["root"] > GIB
     assert not r3.registry.dom0.volumes
 

@@ -19,12 +19,14 @@ from crannog.core import rules
 from crannog.core.devices import Assignment
 from crannog.core.kinds import BOOL, INT, LABEL, STR, VM
 from crannog.core.labels import BUILT_IN, Label, new_label
+from crannog.core.plan import CreatePaused, PrepareVolume
 from crannog.core.pools import BUILT_IN_POOLS, PoolConfig
 from crannog.core.registry import Registry
+from crannog.core.startup import StartRequest, plan_start
 from crannog.core.vms import ADMIN_NAME, ADMIN_UUID, CLASSES, LocalVM, QubeBase
 from crannog.core.volumes import Volume
 from crannog.errors import CrannogError, StorageError
-from tests.fakes import KERNEL, add_vm, new_registry, template_and_app
+from tests.fakes import KERNEL, add_vm, halted_facts, new_registry, template_and_app
 from tests.unit.store_worker import KERNELS, again, content, fresh_uuid, full_registry, read, write
 
 ODD = "<&>\"' \t\n\r]]> &amp; <!-- --> \u00e4\u20ac\U0001f600"
@@ -632,6 +634,65 @@ def test_a_file_of_qubes_its_volumes_and_devices() -> None:
         ),
     )  # fmt: skip
     assert registry.find_vm("default-dvm").devices == registry.dom0.devices == ()
+
+
+ROOT_OF_FEDORA = (
+    '<volume-config><volume name="root" pool="vm-pool" vid="qubes_dom0/vm-fedora-root" size="21474836480" '
+    'save_on_stop="True" rw="True" revisions_to_keep="2"/></volume-config>'
+)
+KERNEL_OF_QUBES = '<volume name="kernel" pool="linux-kernel" vid="6.6.54-1"/>'
+
+
+@pytest.mark.parametrize(
+    ("kernel", "vid"),
+    [
+        (KERNEL_OF_QUBES, "6.6.54-1"),
+        ('<volume name="kernel" pool="linux-kernel" vid="" size="0" revisions_to_keep="0"/>', ""),
+        ('<volume name="kernel" pool="linux-kernel" vid=""/>', ""),
+        ('<volume name="kernel" pool="linux-kernel"/>', ""),
+    ],
+)
+def test_the_volatile_and_kernel_volumes_of_a_file_of_qubes(kernel: str, vid: str) -> None:
+    """A start uses both, and the file says the same of them afterwards; which kernel is used, a property says."""
+    text = QUBES.replace("<volume-config/>", ROOT_OF_FEDORA, 1).replace(KERNEL_OF_QUBES, kernel)
+    registry = read(text.replace("6.6.54-1</property>", f"{KERNEL}</property>"))
+    vm = registry.find_vm("default-dvm")
+    assert isinstance(vm, LocalVM)
+    before = content(registry)
+    plan = plan_start(vm, StartRequest(), halted_facts())
+    assert [step.volume.name for step in plan if isinstance(step, PrepareVolume)] == ["root", "private", "volatile"]
+    spec = next(step.spec for step in plan if isinstance(step, CreatePaused))
+    assert [(disk.path.rpartition("/")[2], disk.is_readonly) for disk in spec.disks] == [
+        ("vm-default-dvm-root", True), ("vm-default-dvm-private", False), ("vm-default-dvm-volatile", False),
+        ("modules.img", True),
+    ]  # fmt: skip
+    assert spec.disks[-1].path == f"/kernels/{KERNEL}/modules.img"
+    data = write(registry)
+    assert f'<volume name="kernel" pool="linux-kernel" vid="{vid}" size="0" revisions_to_keep="0"/>'.encode() in data
+    assert b'vid="qubes_dom0/vm-default-dvm-volatile" size="10737418240" revisions_to_keep="0" rw="True"' in data
+    assert content(read(data)) == content(registry) == before
+    assert write(read(data)) == data
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [
+        '<volume name="kernel" vid="6.6.54-1"/>',
+        '<volume name="kernel" pool="" vid=""/>',
+        '<volume name="volatile2" pool="vm-pool" vid=""/>',
+        '<volume name="kernels" pool="linux-kernel"/>',
+    ],
+)
+def test_a_volume_that_says_too_little_is_refused(volume: str) -> None:
+    with pytest.raises(StorageError, match="has no pool or no vid"):
+        read(QUBES.replace(KERNEL_OF_QUBES, volume))
+
+
+def test_the_volumes_of_a_new_vm_come_back() -> None:
+    registry = new_registry()
+    _, app = template_and_app(registry)
+    assert again(registry).find_vm("work").volumes == app.volumes
+    assert b'<volume name="kernel" pool="linux-kernel" vid="" size="0" revisions_to_keep="0"/>' in write(registry)
 
 
 def test_a_file_of_qubes_comes_back_and_can_be_changed() -> None:

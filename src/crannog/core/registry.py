@@ -15,12 +15,12 @@ from crannog.core.copying import copy_settings, keep_inherited
 from crannog.core.global_properties import GLOBAL
 from crannog.core.labels import BUILT_IN, Label
 from crannog.core.names import check_name
-from crannog.core.pools import BUILT_IN_POOLS, PoolConfig
+from crannog.core.pools import BUILT_IN_POOLS, KERNEL_POOL, PoolConfig
 from crannog.core.properties import Holder, Property, collect
 from crannog.core.runtime import HostFacts, NothingRuns, Runtime
 from crannog.core.templates import origin
 from crannog.core.vms import ADMIN_NAME, ADMIN_UUID, CLASSES, AdminVM, LocalVM, QubeBase
-from crannog.core.volumes import DEFAULT_PRIVATE_SIZE, DEFAULT_ROOT_SIZE, Volume
+from crannog.core.volumes import DEFAULT_SIZES, KERNEL, Volume
 from crannog.errors import (
     InUseError,
     LabelNotFoundError,
@@ -181,7 +181,8 @@ class Registry(Holder):
             keep_inherited(source, vm)
         if vm.is_disposable:
             vm.set("dispid", self.free_dispid() if dispid is None else dispid)
-        missing = [volume for volume in vm.VOLUME_RULES if volume not in source.volumes]
+        needed = [volume for volume, rule in vm.VOLUME_RULES.items() if rule.save_on_stop or rule.snap_on_start]
+        missing = [volume for volume in needed if volume not in source.volumes]
         if missing:
             raise ValueRefusedError(
                 f"{name}: a {vm.klass} has a volume {missing[0]}, and {source.name}, a {source.klass}, has none to copy"
@@ -221,14 +222,15 @@ class Registry(Holder):
     def _new_volume(self, vm: QubeBase, name: str, like: QubeBase | None) -> Volume:
         rule = vm.VOLUME_RULES[name]
         its = like.volumes.get(name) if like else None
-        pool = str(self.get(f"default_pool_{name}"))
+        pool = KERNEL_POOL if name == KERNEL else str(self.get(f"default_pool_{name}"))
         if rule.snap_on_start and vm.template and name in vm.template.volumes:
             pool = origin(vm.template, name)[1].pool  # a layer lies beside what it stands on
         return Volume(
             name=name,
             pool=pool,
-            vid=f"{vm.name}-{vm.uuid[:8]}/{name}",
-            size=its.size if its else DEFAULT_ROOT_SIZE if name == "root" else DEFAULT_PRIVATE_SIZE,
+            vid="" if name == KERNEL else f"{vm.name}-{vm.uuid[:8]}/{name}",  # its property `kernel` says which
+            size=its.size if its else DEFAULT_SIZES[name],
+            rw=rule.rw,
             snap_on_start=rule.snap_on_start,
             save_on_stop=rule.save_on_stop,
             revisions_to_keep=self._revisions_to_keep(rule.revisions_to_keep, pool),

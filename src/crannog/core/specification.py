@@ -8,8 +8,9 @@ from crannog.core.defaults import is_balanced
 from crannog.core.domain import Boot, Channel, Disk, DomainSpec, HostCapabilities
 from crannog.core.drives import Drive, DriveFile, DriveKind, FileKind
 from crannog.core.hypervisor_kinds import find_kind
+from crannog.core.kernels import KernelFiles
 from crannog.core.vms import LocalVM, QubeBase
-from crannog.core.volumes import Location, Volume
+from crannog.core.volumes import KERNEL, VOLATILE, Location, Volume
 
 AGENT_CHANNEL = "org.crannog.agent.0"
 _VIRTIO_DISK = "virtio-disk"
@@ -19,11 +20,10 @@ _BOOT_MODE_WORDS = "boot-mode.kernelopts."
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a specification needs of the host. `kernel` and `initrd` are paths, empty for a VM that boots by itself."""
+    """What a specification needs of the host. A VM that boots by itself has no `kernel` from it."""
 
     capabilities: HostCapabilities
-    kernel: str
-    initrd: str
+    kernel: KernelFiles | None
     locate: Callable[[Volume], Location]
     channel_path: str
     console_log: str
@@ -37,6 +37,8 @@ def build_spec(
     Raises HypervisorError for a host whose kind of hypervisor is not known, and what `locate` raises.
     """
     its_clock, warning = clock.parse_clock(vm.feature(clock.FEATURE))
+    kernel = around.kernel
+    disks = _disks(vm, volumes, around, drive)
     return DomainSpec(
         uuid=vm.uuid,
         name=vm.name,
@@ -45,12 +47,12 @@ def build_spec(
         maxmem=most_memory(vm, around.capabilities),
         vcpus=int(vm.get("vcpus")),
         boot=Boot.DRIVE if drive and not vm.mode.has_host_kernel() else vm.mode.boot,
-        disks=_disks(vm, volumes, around, drive),
+        disks=disks,
         channels=(Channel(AGENT_CHANNEL, around.channel_path),),
         console_log=around.console_log,
-        kernel=around.kernel,
-        initrd=around.initrd,
-        kernelopts=_kernel_command(vm, around.capabilities) if around.kernel else "",
+        kernel=kernel.kernel if kernel else "",
+        initrd=kernel.initrd if kernel else "",
+        kernelopts=_kernel_command(vm, around.capabilities, _disk_words(volumes, disks, kernel)) if kernel else "",
         has_display=vm.mode.has_display,
         clock=its_clock,
         warnings=(warning,) if warning else (),
@@ -75,18 +77,33 @@ def _is_chosen(vm: LocalVM, name: str) -> bool:
     return holder is not None
 
 
-def _kernel_command(vm: LocalVM, capabilities: HostCapabilities) -> str:
+def _kernel_command(vm: LocalVM, capabilities: HostCapabilities, disk_words: str) -> str:
     """Return the kernel's command line. The VM's own words come after ours, and most of them win."""
     first = find_kind(capabilities).kernel_command(is_verbose=bool(vm.get("debug")))
     mode = vm.feature(_BOOT_MODE_WORDS + str(vm.get("bootmode")))
-    return " ".join(filter(None, [first, vm.get("kernelopts"), mode, f"crannog.name={vm.name}"]))
+    return " ".join(filter(None, [first, disk_words, vm.get("kernelopts"), mode, f"crannog.name={vm.name}"]))
+
+
+def _disk_words(volumes: list[Volume], disks: tuple[Disk, ...], kernel: KernelFiles) -> str:
+    """Return what the initramfs is told of the disks that are for it (guest/layers.sh); older ones know no such words.
+
+    Each kind of hypervisor names virtual disks in the order in which they are given.
+    """
+    if not kernel.has_layers:
+        return ""
+    names = [volume.name for volume in volumes]
+    words = [f"crannog.volatile=/dev/{disks[names.index(VOLATILE)].target}"] if VOLATILE in names else []
+    its_modules = [disk for disk in disks if kernel.modules and disk.path == kernel.modules]
+    return " ".join([*words, *(f"crannog.modules=/dev/{disk.target}" for disk in its_modules)])
 
 
 def _disks(
     vm: LocalVM, volumes: list[Volume], around: Surroundings, drive: tuple[Drive, DriveFile] | None
 ) -> tuple[Disk, ...]:
-    """Return the volumes in their order, then the drive. Who gets a kernel from the host knows virtio."""
+    """Return the volumes in their order, the kernel's last, then the drive. Who gets a kernel knows virtio."""
     disks = [_disk(around.locate(volume), volume) for volume in volumes]
+    if around.kernel and around.kernel.modules and KERNEL in vm.volumes:
+        disks.append(Disk(around.kernel.modules, format="raw", is_readonly=True))
     if drive:
         disks.append(_drive_disk(vm, *drive))
     is_virtio = vm.mode.has_host_kernel() or vm.feature(_VIRTIO_DISK) == "1"

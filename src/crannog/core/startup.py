@@ -1,13 +1,14 @@
 """The planner of a start (design.md, section 4): checks first, then the steps in their order."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from crannog.core.chains import netvms_to_start
 from crannog.core.domain import Boot, HostCapabilities
 from crannog.core.drives import Drive, DriveFile, absent_file, check_drive
 from crannog.core.hypervisor_kinds import find_kind
-from crannog.core.layers import in_session
+from crannog.core.kernels import KernelFiles
+from crannog.core.layers import ready_volumes
 from crannog.core.memory import need_of
 from crannog.core.plan import (
     AwaitAgent,
@@ -47,8 +48,8 @@ class StartFacts:
     active: frozenset[str]
     """UUIDs of the VMs that are not halted."""
     capabilities: HostCapabilities
-    kernel_files: Callable[[str], tuple[str, str]]
-    """Paths of kernel and initramfs of a name in pool linux-kernel."""
+    kernel_files: Callable[[str], KernelFiles]
+    """The files of a kernel, by its name in pool linux-kernel."""
     locate: Callable[[Volume], Location]
     channel_path: str
     console_log: str
@@ -71,8 +72,9 @@ def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
     _check_template(vm, facts)
     _check_capabilities(vm, facts)
     drive = _find_drive(vm, request, facts)
-    volumes = ready_volumes(vm)
-    spec = build_spec(vm, volumes, _surroundings(vm, facts), drive)
+    kernel = facts.kernel_files(str(vm.get("kernel"))) if vm.mode.has_host_kernel() else None
+    volumes = ready_volumes(vm, kernel)
+    spec = build_spec(vm, volumes, _surroundings(facts, kernel), drive)
     steps: list[Step] = [StartNetvm(n.uuid, n.name, vm.uuid) for n in netvms_to_start(vm, facts.serving)]
     steps += [PrepareVolume(volume, facts.layer_state(volume)) for volume in volumes]
     steps += _reservation(vm, facts.capabilities)
@@ -154,19 +156,6 @@ def _check_capabilities(vm: LocalVM, facts: StartFacts) -> None:
         )
 
 
-def ready_volumes(vm: LocalVM) -> list[Volume]:
-    """Return the volumes of a VM as a start would prepare them."""
-    return [in_session(vm, _ready(vm, volume)) for volume in vm.volumes.values()]
-
-
-def _ready(vm: LocalVM, volume: Volume) -> Volume:
-    """Return the volume with its source as it is now: a layer follows its template's current size."""
-    owner, source = origin(vm, volume.name)
-    if owner is not vm:
-        return volume.with_source(source.vid, max(source.size, volume.size))
-    return replace(volume, source="")
-
-
 def _find_drive(vm: LocalVM, request: StartRequest, facts: StartFacts) -> tuple[Drive, DriveFile] | None:
     if request.drive is None:
         return None
@@ -175,6 +164,5 @@ def _find_drive(vm: LocalVM, request: StartRequest, facts: StartFacts) -> tuple[
     return request.drive, file
 
 
-def _surroundings(vm: LocalVM, facts: StartFacts) -> Surroundings:
-    kernel, initrd = facts.kernel_files(str(vm.get("kernel"))) if vm.mode.has_host_kernel() else ("", "")
-    return Surroundings(facts.capabilities, kernel, initrd, facts.locate, facts.channel_path, facts.console_log)
+def _surroundings(facts: StartFacts, kernel: KernelFiles | None) -> Surroundings:
+    return Surroundings(facts.capabilities, kernel, facts.locate, facts.channel_path, facts.console_log)

@@ -10,7 +10,7 @@ from crannog.core.devices import Assignment
 from crannog.core.features import find_feature
 from crannog.core.properties import Holder, Property, collect
 from crannog.core.virt_modes import VirtMode, find_mode
-from crannog.core.volumes import Volume
+from crannog.core.volumes import KERNEL, PRIVATE, ROOT, VOLATILE, Volume
 
 if TYPE_CHECKING:
     from crannog.core.registry import Registry
@@ -26,6 +26,7 @@ class VolumeRule:
     snap_on_start: bool
     save_on_stop: bool
     revisions_to_keep: int = 0
+    rw: bool = True
 
 
 class QubeBase(Holder):
@@ -94,6 +95,10 @@ class QubeBase(Holder):
         """The virtualisation mode."""
         return find_mode(str(self.get("virt_mode")))
 
+    def pool_volumes(self) -> list[Volume]:
+        """Return the volumes that pools keep for this VM: all but the kernel, which the host has for all VMs."""
+        return [volume for volume in self.volumes.values() if not volume.is_kernel]
+
     @property
     def power_state(self) -> str:
         """The power state in the Admin API's words (section 9)."""
@@ -133,8 +138,12 @@ class LocalVM(QubeBase):
         return None
 
 
-_OWN_ROOT = VolumeRule(snap_on_start=False, save_on_stop=True)
+_OWN = VolumeRule(snap_on_start=False, save_on_stop=True)
 _LAYERED = VolumeRule(snap_on_start=True, save_on_stop=False)
+_OF_ALL = {
+    VOLATILE: VolumeRule(snap_on_start=False, save_on_stop=False),
+    KERNEL: VolumeRule(snap_on_start=False, save_on_stop=False, rw=False),
+}
 
 
 class TemplateVM(LocalVM):
@@ -143,8 +152,9 @@ class TemplateVM(LocalVM):
     klass = "TemplateVM"
     OWN = vm_properties.OF_TEMPLATE
     VOLUME_RULES = {
-        "root": VolumeRule(snap_on_start=False, save_on_stop=True, revisions_to_keep=1),
-        "private": _OWN_ROOT,
+        ROOT: VolumeRule(snap_on_start=False, save_on_stop=True, revisions_to_keep=1),
+        PRIVATE: _OWN,
+        **_OF_ALL,
     }
 
 
@@ -152,7 +162,7 @@ class StandaloneVM(LocalVM):
     """A VM with a root of its own."""
 
     klass = "StandaloneVM"
-    VOLUME_RULES = {"root": _OWN_ROOT, "private": _OWN_ROOT}
+    VOLUME_RULES = {ROOT: _OWN, PRIVATE: _OWN, **_OF_ALL}
 
 
 class AppVM(LocalVM):
@@ -161,7 +171,7 @@ class AppVM(LocalVM):
     klass = "AppVM"
     is_template_based = True
     OWN = vm_properties.OF_APP
-    VOLUME_RULES = {"root": _LAYERED, "private": _OWN_ROOT}
+    VOLUME_RULES = {ROOT: _LAYERED, PRIVATE: _OWN, **_OF_ALL}
 
     def is_disposable_template(self) -> bool:
         """Tell whether disposables may start from this VM."""
@@ -175,7 +185,7 @@ class DispVM(LocalVM):
     is_template_based = True
     is_disposable = True
     OWN = vm_properties.OF_DISPOSABLE
-    VOLUME_RULES = {"root": _LAYERED, "private": _LAYERED}
+    VOLUME_RULES = {ROOT: _LAYERED, PRIVATE: _LAYERED, **_OF_ALL}
 
     @property
     def dispid(self) -> int | None:

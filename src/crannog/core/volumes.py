@@ -7,8 +7,10 @@ snap_on_start  save_on_stop   meaning
 =============  =============  ====================================================================
 yes            no             a layer over the template's volume, dropped at the next start (B1)
 no             yes            the VM's own data
-no             no             empty at every start (volatile)
+no             no             empty at every start (volatile), or the host's (kernel)
 =============  =============  ====================================================================
+
+Volume `kernel` is in no pool of volumes: it is the disk with the modules of the kernel that the VM gets from the host.
 """
 
 from dataclasses import dataclass, replace
@@ -19,11 +21,15 @@ from crannog.errors import ValueRefusedError
 GIB = 2**30
 DEFAULT_ROOT_SIZE = 10 * GIB
 DEFAULT_PRIVATE_SIZE = 2 * GIB
+DEFAULT_VOLATILE_SIZE = 10 * GIB
 MAX_SIZE = 2**51
 """Bytes: a qcow2 layer with clusters of 64 KiB cannot be larger (QEMU's docs/interop/qcow2.txt, and its limits)."""
 
-ORDER = ("root", "private", "volatile", "kernel")
-"""In which order volumes are listed."""
+ROOT, PRIVATE, VOLATILE, KERNEL = ORDER = ("root", "private", "volatile", "kernel")
+"""In which order volumes are listed, and guests see them as disks."""
+
+DEFAULT_SIZES = {ROOT: DEFAULT_ROOT_SIZE, PRIVATE: DEFAULT_PRIVATE_SIZE, VOLATILE: DEFAULT_VOLATILE_SIZE, KERNEL: 0}
+"""Bytes that the volumes of new VMs have."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,16 @@ class Volume:
     def without_ephemeral(self) -> "Volume":
         """Return this volume without that."""
         return replace(self, extra=tuple(pair for pair in self.extra if pair[0] != "ephemeral"))
+
+    @property
+    def is_volatile(self) -> bool:
+        """Whether it is empty at every start of its VM."""
+        return not (self.snap_on_start or self.save_on_stop or self.is_kernel)
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is what the VM's kernel brings along: the host's, and in no pool of volumes."""
+        return self.name == KERNEL
 
     @property
     def is_in_place(self) -> bool:

@@ -6,9 +6,10 @@ import uuid as uuids
 from contextlib import suppress
 
 from crannog.core import events
+from crannog.core.layers import ready_volumes
 from crannog.core.plan import Plan, StartNetvm
 from crannog.core.registry import Registry
-from crannog.core.startup import StartFacts, StartRequest, plan_start, ready_volumes
+from crannog.core.startup import StartFacts, StartRequest, plan_start
 from crannog.core.templates import origin
 from crannog.core.vms import LocalVM
 from crannog.core.volumes import LayerState

@@ -7,7 +7,7 @@ from typing import Any
 
 from crannog.core import events
 from crannog.core.domain import DomainState
-from crannog.core.layers import in_session
+from crannog.core.layers import in_session, used_volumes
 from crannog.core.registry import Registry
 from crannog.core.startup import chosen_user
 from crannog.core.vms import LocalVM
@@ -122,7 +122,7 @@ class News:
             self.world.discard_channel(vm.uuid)
         except (CrannogError, OSError) as error:
             log.error("%s: %s", vm.name, error)
-        for volume in vm.volumes.values():
+        for volume in used_volumes(vm):
             try:
                 await self.world.pool_of(volume).stop(in_session(vm, volume))
             except CrannogError as error:

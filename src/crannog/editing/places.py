@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from crannog.core.pools import PoolConfig
+from crannog.core.pools import KERNEL_POOL, PoolConfig
 from crannog.core.templates import origin
 from crannog.core.vms import QubeBase
 from crannog.core.volumes import Volume
@@ -22,13 +22,17 @@ def choose_pools(vm: QubeBase, pools: Mapping[str, str]) -> dict[str, Volume]:
             raise ValueRefusedError(
                 f"VMs of class {vm.klass} have no volume '{name[:40]}' (there: {', '.join(vm.volumes)})"
             )
+        if name and vm.volumes[name].is_kernel and pool != KERNEL_POOL:
+            raise ValueRefusedError(
+                f"volume {name} is the host's, in pool {KERNEL_POOL}; 'qvm-prefs {vm.name} kernel' says which it is"
+            )
         if name and vm.volumes[name].snap_on_start and vm.volumes[name].pool != pool:
             raise ValueRefusedError(
                 f"volume {name} of class {vm.klass} is a layer, in the pool of its template's volume"
             )
     chosen = {}
     for name, volume in vm.volumes.items():
-        pool = pools.get(name) or (pools.get("", "") if volume.save_on_stop else "")
+        pool = pools.get(name) or (pools.get("", "") if volume.save_on_stop or volume.is_volatile else "")
         chosen[name] = move_to(volume, known[pool]) if pool else volume
     return chosen
 

@@ -1,6 +1,7 @@
 """Pools that come and go. One that was added is served at once: who works with volumes shares the mapping of pools."""
 
 from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 
 from crannog.core import events, rules
 from crannog.core.pools import KERNEL_POOL, PoolConfig, new_pool
@@ -8,6 +9,21 @@ from crannog.core.registry import Registry
 from crannog.editing.editor import Editor
 from crannog.errors import NotYetError, PoolInUseError
 from crannog.ports.storage import Pool, PoolDrivers
+
+
+@dataclass(frozen=True)
+class PoolUsage:
+    """What the volumes of the store in one pool are and take; None for what this host cannot say. Sizes are in bytes.
+
+    `space` is size and usage of where the pool is. `virtual` is what the guests see of the volumes, `real` what they
+    take.
+    """
+
+    driver: str
+    space: tuple[int, int] | None
+    volumes: int
+    virtual: int | None = None
+    real: int | None = None
 
 
 class Pools:
@@ -33,6 +49,16 @@ class Pools:
     def space(self, name: str) -> tuple[int, int] | None:
         """Return size and usage of where a pool is, in bytes; None when that cannot be said."""
         return self._drivers.space(self._registry.pools[name])
+
+    def usage(self, name: str) -> PoolUsage:
+        """Return what the store's volumes in a pool take; raises StorageError. Of kernels, it is only how many."""
+        driver, space = self._registry.pools[name].driver, self.space(name)
+        if name == KERNEL_POOL:
+            return PoolUsage(driver, space, len(self._registry.kernels))
+        held = [volume for vm in self._registry for volume in vm.volumes.values() if volume.pool == name]
+        pool = self._pools.get(name)
+        real = sum(map(pool.usage, held)) if pool else None
+        return PoolUsage(driver, space, len(held), sum(volume.size for volume in held), real)
 
     def volumes(self, name: str) -> list[str]:
         """Return the ids of a pool's volumes; those of linux-kernel are the kernels' names."""
@@ -63,9 +89,9 @@ class Pools:
     def remove(self, name: str) -> None:
         """Forget a pool that nothing refers to; raises PoolInUseError. No file with data is deleted."""
         config = self._registry.pools[name]
-        rules.pool_removal(self._registry, name)
         if name == KERNEL_POOL:
             raise PoolInUseError(f"pool '{name}' is built in: VMs get their kernels from it")
+        rules.pool_removal(self._registry, name)
         with self._editor.change(self._registry) as told:
             del self._registry.pools[name]
             self._registry.foreign.pop(f"pool:{name}", None)

@@ -213,7 +213,7 @@ class Population:
             self._registry.remove(vm)
             told.extend(events.vm_removed(vm.name))
         self._discard_texts(vm)
-        for volume in vm.volumes.values():
+        for volume in vm.pool_volumes():
             pool = self._pools.get(volume.pool)
             if pool:
                 await pool.remove((volume,))
@@ -223,7 +223,7 @@ class Population:
 
     def _by_pool(self, vm: QubeBase) -> dict[Pool, tuple[Volume, ...]]:
         groups: dict[Pool, tuple[Volume, ...]] = {}
-        for volume in vm.volumes.values():
+        for volume in vm.pool_volumes():
             pool = self._pool(volume)
             groups[pool] = (*groups.get(pool, ()), volume)
         return groups

@@ -113,6 +113,8 @@ class Upkeep:
     async def accept(self, vm: QubeBase, name: str) -> None:
         """Take a volume's images for what they are now, though they were changed; raises StorageError."""
         volume = vm.volumes[name]
+        if not (volume.save_on_stop or volume.snap_on_start):
+            raise ValueRefusedError(f"volume {name} of {vm.name} has no images of its own that could be accepted")
         if not volume.save_on_stop:
             owner = origin(vm, name)[0]
             raise ValueRefusedError(

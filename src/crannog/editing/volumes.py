@@ -1,7 +1,6 @@
 """What is done to the volumes of VMs that exist: other content, another size, other settings."""
 
-import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -14,13 +13,18 @@ from crannog.editing.editor import Editor
 from crannog.editing.hold import Busy, Hold, check_free, hold_all, hold_nothing
 from crannog.editing.places import check_steady, find_pool, is_steady
 from crannog.editing.tokens import Tokens
-from crannog.errors import StorageError, ValueRefusedError
-from crannog.ports.storage import Pool
+from crannog.editing.volume_facts import VolumeFacts
+from crannog.errors import StateError, ValueRefusedError
+from crannog.ports.storage import Kernels, Pool
 
-log = logging.getLogger(__name__)
+Enlarge = Callable[[str, str, int], Awaitable[None]]
+"""Makes a disk of a running VM larger: UUID, path of the image or device, size in bytes (ports.hypervisor)."""
+
+_WITH_DISKS = ("Running", "Paused")
+"""Power states in which a VM has disks that can become larger."""
 
 
-class Volumes:
+class Volumes(VolumeFacts):
     """The volumes of one registry's VMs. Volumes are named; methods raise KeyError for one that the VM does not have.
 
     What changes a volume raises VMNotHaltedError while its VM runs, StateError while something else goes on with it,
@@ -33,50 +37,19 @@ class Volumes:
         pools: Mapping[str, Pool],
         hold: Hold = hold_nothing,
         *,
+        kernels: Kernels,
+        enlarge: Enlarge | None = None,
         busy: Busy | None = None,
         tokens: Tokens | None = None,
     ) -> None:
+        super().__init__(pools, kernels)
         self._editor = editor
-        self._pools = pools
         self._hold = hold
+        self._enlarge = enlarge
         self._busy: Busy = {} if busy is None else busy
         self._tokens = tokens or Tokens()
         self._imports: dict[tuple[str, str], int] = {}
         """Sizes of what is being imported, by UUID and volume."""
-
-    # -- questions
-
-    def describe(self, vm: QubeBase, name: str) -> Volume:
-        """Return a volume as a start would use it: with its source as it is now."""
-        owner, held = origin(vm, name)
-        volume = vm.volumes[name]
-        return replace(volume, source="" if owner is vm else held.vid)
-
-    def locate(self, vm: QubeBase, name: str) -> str:
-        """Return the path that a start would use; empty where this host does not serve the pool."""
-        pool = self._pools.get(vm.volumes[name].pool)
-        return pool.locate(vm.volumes[name]).path if pool else ""
-
-    def usage(self, vm: QubeBase, name: str) -> int:
-        """Return the bytes that a volume takes on this host."""
-        pool = self._pools.get(vm.volumes[name].pool)
-        return pool.usage(vm.volumes[name]) if pool else 0
-
-    def revisions(self, vm: QubeBase, name: str) -> list[str]:
-        """Return what a volume can go back to, oldest first."""
-        pool = self._pools.get(vm.volumes[name].pool)
-        return pool.revisions(vm.volumes[name]) if pool and vm.volumes[name].save_on_stop else []
-
-    async def is_outdated(self, vm: QubeBase, name: str) -> bool:
-        """Tell whether a running VM uses content of its template that is not the newest any more."""
-        pool = self._pools.get(vm.volumes[name].pool)
-        if pool is None or vm.power_state == "Halted":
-            return False
-        try:
-            return await pool.is_outdated(self.describe(vm, name))
-        except StorageError as error:
-            log.warning("%s: whether its volume %s is outdated is not known: %s", vm.name, name, error)
-            return False
 
     # -- content
 
@@ -102,7 +75,9 @@ class Volumes:
             self._keep_size(vm, await pool.revert(volume, revision))
 
     def offer(self, vm: QubeBase, name: str) -> str:
-        """Return a token with which a volume's content can be copied."""
+        """Return a token with which a volume's content can be copied; raises ValueRefusedError where none lasts."""
+        if not origin(vm, name)[1].save_on_stop:
+            raise ValueRefusedError(f"volume {name} of {vm.name} has no content that could be copied")
         return self._tokens.make(vm.uuid, vm.volumes[name].name)
 
     async def copy(self, vm: QubeBase, name: str, text: str) -> None:
@@ -173,15 +148,25 @@ class Volumes:
     # -- settings
 
     async def resize(self, vm: QubeBase, name: str, size: int) -> None:
-        """Make a volume of a halted VM larger. A layer is as large at its VM's next start."""
+        """Make a volume larger. A layer of a halted VM is as large at its next start; one of a running VM stays."""
+        if self._enlarge and vm.volumes[name].save_on_stop and vm.power_state in _WITH_DISKS:
+            await self._resize_live(vm, name, size, self._enlarge)
+            return
         async with self._working(vm, name, "get a volume of another size", own=False) as (pool, volume):
-            if size < volume.size:
-                raise ValueRefusedError(
-                    f"volume {name} of {vm.name} has {volume.size} bytes and cannot get fewer, as what is behind them "
-                    f"would be lost; by hand: make its file system smaller in the VM, copy the volume's beginning to a "
-                    f"file, and import that with 'qvm-volume import'"
-                )
+            _check_larger(vm, volume, size)
             self._keep_size(vm, await pool.resize(volume, check_size(size)))
+
+    async def _resize_live(self, vm: QubeBase, name: str, size: int, enlarge: Enlarge) -> None:
+        """Make a volume larger that a running VM writes to; its guest is told by its disk controller."""
+        async with self._hold(vm.uuid):
+            volume = vm.volumes[name]
+            _check_larger(vm, volume, size)
+            if vm.power_state not in _WITH_DISKS:
+                raise StateError(f"volume {name} of {vm.name} keeps its size: the VM has just ended; try again")
+            pool = find_pool(self._pools, volume)
+            size = await pool.make_room(volume, check_size(size))
+            await enlarge(vm.uuid, pool.locate(volume).path, size)
+            self._keep_size(vm, replace(volume, size=size))
 
     async def set_rw(self, vm: QubeBase, name: str, *, value: bool) -> None:
         """Say whether a halted VM may write to a volume."""
@@ -193,6 +178,10 @@ class Volumes:
 
         A running VM writes either in place or not: that is changed of a halted one only.
         """
+        if vm.volumes[name].is_kernel or vm.volumes[name].is_volatile:
+            raise ValueRefusedError(
+                f"volume {name} of {vm.name} keeps no revisions: {_describe_origin(vm, vm.volumes[name])}"
+            )
         changed = replace(vm.volumes[name], revisions_to_keep=check_revisions(count))
         if changed.is_in_place is not vm.volumes[name].is_in_place:
             async with self._working(vm, name, "begin or cease to keep revisions", own=False) as (pool, volume):
@@ -230,11 +219,9 @@ class Volumes:
             self._editor.check_halted(vm, purpose)
             check_free(busy, vm, purpose)
             volume = vm.volumes[name]
-            if own and not volume.save_on_stop:
-                raise ValueRefusedError(
-                    f"volume {name} of {vm.name} cannot {purpose}: it is made anew from the template at each start; "
-                    f"create the VM with '--class StandaloneVM' instead"
-                )
+            if (own and not volume.save_on_stop) or volume.is_kernel:
+                refused = purpose if own else "be changed"  # the VM is what the other purposes are about
+                raise ValueRefusedError(f"volume {name} of {vm.name} cannot {refused}: {_describe_origin(vm, volume)}")
             yield find_pool(self._pools, volume), volume
 
     def _keep_size(self, vm: QubeBase, volume: Volume) -> None:
@@ -246,3 +233,21 @@ class Volumes:
         if vm.volumes[volume.name] != volume:
             with self._editor.change(vm):
                 vm.volumes[volume.name] = volume
+
+
+def _check_larger(vm: QubeBase, volume: Volume, size: int) -> None:
+    if size < volume.size:
+        raise ValueRefusedError(
+            f"volume {volume.name} of {vm.name} has {volume.size} bytes and cannot get fewer, as what is behind them "
+            f"would be lost; by hand: make its file system smaller in the VM, copy the volume's beginning to a "
+            f"file, and import that with 'qvm-volume import'"
+        )
+
+
+def _describe_origin(vm: QubeBase, volume: Volume) -> str:
+    """Return where what is in a volume comes from that nobody can give other content."""
+    if volume.is_kernel:
+        return f"it belongs to the kernel, which 'qvm-prefs {vm.name} kernel' chooses and 'crannog kernel add' adds"
+    if volume.is_volatile:
+        return "it is empty at each start"
+    return "it is made anew from the template at each start; create the VM with '--class StandaloneVM' instead"

@@ -60,7 +60,7 @@ def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
         GuestFile(LIBRARY, folder),
         *(
             GuestFile(f"{LIBRARY}/{name}", script, read_file(name))
-            for name in ("sysinit", "private-volume", "coldplug", "shutdown")
+            for name in ("sysinit", "private-volume", "coldplug", "grow-volume", "shutdown")
         ),
         GuestFile(AGENT, script, agent),
         GuestFile("etc/inittab", content=read_file("inittab")),

@@ -48,6 +48,12 @@ class Hypervisor(Protocol):
     async def destroy(self, uuid: str) -> None:
         """End the domain at once. An absent domain is no error: what was wanted is true already."""
 
+    async def enlarge_disk(self, uuid: str, path: str, size: int) -> None:
+        """Make the disk whose image or device is at `path` larger, `size` in bytes, while its guest uses it.
+
+        A block device must have that size already. An absent domain is an error.
+        """
+
     async def press_power_button(self, uuid: str) -> None:
         """Send the ACPI power button. An absent domain is no error."""
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from crannog.core.kernels import KernelFiles
 from crannog.core.pools import PoolConfig, PoolOption
 from crannog.core.volumes import LayerState, Location, Volume
 
@@ -71,6 +72,13 @@ class Pool(Protocol):
     async def resize(self, volume: Volume, size: int) -> Volume:
         """Make a stopped volume larger; return it with its new size."""
 
+    async def make_room(self, volume: Volume, size: int) -> int:
+        """Have a started volume be able to become larger, and return the bytes that it gets: `size` or a few more.
+
+        A block device has them then; the hypervisor makes a file larger by itself. Raises StorageError where a volume
+        can only be made larger while it is stopped.
+        """
+
     async def revert(self, volume: Volume, revision: str) -> Volume:
         """Make a revision the content of a stopped volume again; return the volume with its new size.
 
@@ -123,6 +131,9 @@ class PoolDrivers(Protocol):
 
 class Kernels(Protocol):
     """The pool of kernels from the host. Methods raise StorageError with the cause."""
+
+    def files(self, name: str) -> KernelFiles:
+        """Return the files of a kernel."""
 
     async def add(self, name: str, source: str) -> None:
         """Copy the kernel in folder `source`, whole or not at all; one that is there is replaced."""

@@ -218,6 +218,19 @@ class LibvirtHypervisor:
 
         await self._endings.end(uuid, destroy, is_whole=uuid in self._logs.uuids())
 
+    async def enlarge_disk(self, uuid: str, path: str, size: int) -> None:
+        """Make a disk larger, `size` in bytes. Raises HypervisorError, also when the domain is absent."""
+        import libvirt
+
+        def enlarge(domain: "libvirt.virDomain") -> bool:
+            domain.blockResize(path, size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+            return True
+
+        if not await self._session.ask(uuid, f"making {path} larger", enlarge):
+            raise HypervisorError(
+                f"{path} cannot be made larger: its domain has ended; resize it while the VM is halted"
+            )
+
     async def press_power_button(self, uuid: str) -> None:
         """Send the ACPI power button. An absent domain is no error."""
         await self._session.ask(uuid, f"the power button of {uuid}", self._host.press_power_button)

@@ -20,6 +20,9 @@ from crannog.ports.storage import Pool
 
 log = logging.getLogger(__name__)
 
+SECTOR = 512
+"""Disks have whole sectors (QEMU, block_resize)."""
+
 Fill = Callable[[str, Location, str], Awaitable[None]]
 """Makes a raw file with some content at a path; its failure begins with the purpose."""
 
@@ -193,6 +196,11 @@ class FileContent(FolderPool):
             except OSError as error:
                 raise failure(purpose, error) from error
         return replace(volume, size=size)
+
+    async def make_room(self, volume: Volume, size: int) -> int:
+        """Return the size in whole sectors: who writes to a file makes it larger."""
+        del volume
+        return -(-size // SECTOR) * SECTOR
 
     async def _enlarge(self, content: Location, size: int, purpose: str) -> None:
         """Make content that is written in place at least that large; raises OSError or StorageError."""

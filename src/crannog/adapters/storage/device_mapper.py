@@ -23,7 +23,8 @@ from crannog.adapters.storage.dm_tables import (
     store_size,
 )
 from crannog.adapters.storage.files import BLOCK, HALF_MADE, discard, failure, grow, lengthen, make_empty, settle, sync
-from crannog.core.volumes import LayerState, Location, Volume
+from crannog.core.volumes import ROOT, LayerState, Location, Volume
+from crannog.errors import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class DeviceMapperPool(MappedContent):
             elif self._has_device(volume):
                 await self._start_session(volume)
             else:
+                if volume.is_volatile:  # its file has the name of the layer that a root has without it
+                    self._files(f"{os.path.dirname(volume.vid)}/{ROOT}").forget_lasting_layer()
                 await super().start(volume)
                 self._touch(volume)
         except OSError as error:
@@ -77,6 +80,15 @@ class DeviceMapperPool(MappedContent):
             await self.stop(volume)
         else:
             await super().abandon(volume)
+
+    async def make_room(self, volume: Volume, size: int) -> int:
+        """Return the size of a file; a device has a fixed one while it is used."""
+        if self._has_device(volume):
+            reason = f"pool {self.name} of driver {self.driver} has devices of a fixed size"
+            raise StorageError(
+                f"volume {volume.vid} cannot be made larger while its VM runs: {reason}; shut it down first"
+            )
+        return await super().make_room(volume, size)
 
     # -- a session of a VM with a volume of its own
 

@@ -164,6 +164,11 @@ class MappedFiles(VolumeFiles):
             discard(path)
         discard(self.volatile_source)
 
+    def forget_lasting_layer(self) -> None:
+        """Have a layer not be used again: another file is to have its store's name. Raises StorageError."""
+        if self._layer_note()[2:] == [_LASTS]:
+            self.drop_layer()
+
     def _noted_stores(self) -> list[str]:
         return [path for path in (self.cow, self.layer) if os.path.basename(path) in self._layer_note()[:1]]
 

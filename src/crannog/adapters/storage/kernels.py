@@ -1,14 +1,18 @@
 """Pool linux-kernel: kernels that the host hands to pv and pvh guests, a folder each."""
 
+import json
 import os
 import re
 import shutil
 
 from crannog.adapters.storage.process import run_tool
+from crannog.core.kernels import KernelFiles
 from crannog.errors import StorageError, ValueRefusedError
 
 KERNEL_FILES = ("vmlinux", "vmlinuz")
 INITRAMFS = "initramfs"
+MODULES = "modules.img"
+FACTS = "kernel.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+~-]{0,99}")
 
 
@@ -20,13 +24,13 @@ class KernelPool:
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def files(self, name: str) -> tuple[str, str]:
-        """Return the paths of kernel and initramfs; raises StorageError when one is missing."""
+    def files(self, name: str) -> KernelFiles:
+        """Return a kernel's files; raises StorageError when the kernel or its initramfs is missing."""
         folder = os.path.join(self.folder, check_kernel_name(name))
         return self._files_in(folder, name)
 
     @staticmethod
-    def _files_in(folder: str, name: str) -> tuple[str, str]:
+    def _files_in(folder: str, name: str) -> KernelFiles:
         kernels = [path for path in (os.path.join(folder, file) for file in KERNEL_FILES) if os.path.exists(path)]
         initramfs = os.path.join(folder, INITRAMFS)
         if not kernels or not os.path.exists(initramfs):
@@ -35,7 +39,9 @@ class KernelPool:
                 f"kernel '{name}' is missing: {missing} has no {'kernel' if not kernels else 'content'}; "
                 f"'crannog template build debian-12' adds a kernel, 'qvm-prefs VM kernel NAME' chooses another"
             )
-        return kernels[0], initramfs
+        modules = os.path.join(folder, MODULES)
+        has_modules = os.path.isfile(modules) and not os.path.islink(modules)
+        return KernelFiles(kernels[0], initramfs, modules if has_modules else "", has_layers=_has_layers(folder))
 
     async def add(self, name: str, source: str) -> None:
         """Copy the kernel in folder `source` to the pool, whole or not at all; one that is there is replaced."""
@@ -65,6 +71,16 @@ class KernelPool:
             return
         except OSError as error:
             raise StorageError(f"kernel {name} cannot be deleted: {error.strerror}") from error
+
+
+def _has_layers(folder: str) -> bool:
+    """Tell whether a kernel says so of its initramfs; one that was made elsewhere says nothing."""
+    try:
+        with open(os.path.join(folder, FACTS), encoding="utf-8") as file:
+            facts = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and facts.get("layers") is True
 
 
 def check_kernel_name(name: str) -> str:

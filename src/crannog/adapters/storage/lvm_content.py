@@ -200,6 +200,12 @@ class ThinContent(ThinPool):
         larger = await self._group.extend(f"volume {volume.vid} cannot get {size} bytes", newest, size)
         return replace(volume, size=larger.size)
 
+    async def make_room(self, volume: Volume, size: int) -> int:
+        """Make the LV larger that a running VM writes to; return its size."""
+        picture = await self._group.seen()
+        written = picture.dirty(volume.vid) or self._newest(picture, volume.vid)
+        return (await self._group.extend(f"volume {volume.vid} cannot get {size} bytes", written, size)).size
+
     # -- former content
 
     async def revert(self, volume: Volume, revision: str) -> Volume:

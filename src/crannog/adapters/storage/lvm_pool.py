@@ -66,9 +66,11 @@ class ThinPool(PoolDriver):
         return f"{datetime.fromtimestamp(self._clock(), UTC):%Y-%m-%dT%H:%M:%S.%f}"
 
     def _new(self, picture: Picture, volume: Volume, *, size: int = 0, state: State = State.FINISHED) -> ThinVolume:
-        """Return the next content of a volume, as an empty LV that is to be made."""
+        """Return the next content of a volume, as an empty LV that is to be made. It is as provisional as its VM."""
         name = self._group.owner.name(volume.vid, picture.next_number(volume.vid))
-        empty = ThinVolume(name, volume.vid, state, picture.round_up(size or volume.size))
+        marks = {found.mark for found in picture.of_vm(vm_of(volume.vid))}
+        mark = Mark.PROVISIONAL if Mark.PROVISIONAL in marks else Mark.NONE
+        empty = ThinVolume(name, volume.vid, state, picture.round_up(size or volume.size), mark=mark)
         if state is State.FINISHED:
             return replace(empty, mapped=0, changed=self._now(), is_readonly=not volume.is_in_place)
         return empty

@@ -8,6 +8,7 @@ Files of a volume `V`, by what the volume's flags say (core.volumes); LAYER is t
   `V.dirty.LAYER`, which becomes the next revision when it stops, so that VMs that started from an older revision are
   not disturbed (design.md, B12). A volume that ceases to keep revisions is written in place from then on, in whatever
   file its newest content is;
+- `V.img` of a volume that is empty at every start as well;
 - `V.volatile.LAYER`: a layer over the template's newest revision, dropped at each start (B1, one layer);
 - `V.new`, `V.import.new`: what is no content yet.
 """
@@ -38,6 +39,8 @@ class FileSessions(FileContent):
         files = self._files(volume.vid)
         if volume.snap_on_start:
             return files.volatile
+        if volume.is_volatile:
+            return Location(files.only, "raw")
         if volume.revisions_to_keep > 0:
             return files.dirty
         newest = files.newest()
@@ -51,6 +54,9 @@ class FileSessions(FileContent):
         if volume.snap_on_start:
             await self._start_over(volume)
             return
+        if volume.is_volatile:
+            self._start_empty(volume)
+            return
         await self.stop(volume)
         newest = self._newest(volume.vid)
         if volume.revisions_to_keep > 0:
@@ -58,6 +64,12 @@ class FileSessions(FileContent):
             await self._start_layer(files.dirty, newest.location, volume)
         elif newest.is_frozen():
             await self._start_layer(files.next_layer(), newest.location, volume, lasts=True)
+
+    def _start_empty(self, volume: Volume) -> None:
+        try:
+            self._make_empty(self._files(volume.vid).only, volume.size)
+        except OSError as error:
+            raise failure(f"volume {volume.vid} cannot get {volume.size} bytes", error) from error
 
     async def _start_over(self, volume: Volume) -> None:
         """Make a layer over the volume's source, or go on with one that is kept."""
@@ -96,6 +108,8 @@ class FileSessions(FileContent):
         files = self._files(volume.vid)
         if volume.snap_on_start:
             self._drop_unless_kept(volume)
+        elif volume.is_volatile:
+            discard(files.only)
         elif os.path.exists(files.dirty.path):
             try:
                 settle(files.dirty.path, files.next_layer().path)
@@ -109,6 +123,8 @@ class FileSessions(FileContent):
         files = self._files(volume.vid)
         if volume.snap_on_start:
             self._drop_unless_kept(volume)
+        elif volume.is_volatile:
+            discard(files.only)
         elif files.dirty.path in self._begun:
             discard(files.dirty.path)
             self._begun.discard(files.dirty.path)

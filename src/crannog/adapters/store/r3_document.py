@@ -13,9 +13,9 @@ from lxml import etree
 from crannog.adapters.store.r3_vm import NONE, Draft, R3Class, listed, refusal
 from crannog.adapters.store.xml_document import line_of
 from crannog.core.devices import BACKEND, PORT
-from crannog.core.pools import DEFAULT_POOL
+from crannog.core.pools import DEFAULT_POOL, KERNEL_POOL
 from crannog.core.vms import ADMIN_NAME, CLASSES
-from crannog.core.volumes import DEFAULT_PRIVATE_SIZE, DEFAULT_ROOT_SIZE
+from crannog.core.volumes import DEFAULT_SIZES, KERNEL
 
 ROOT = "QubesVmCollection"
 
@@ -252,10 +252,12 @@ def _write_vm(domains: etree._Element, draft: Draft, qid: int) -> None:
 def _volume(draft: Draft, name: str) -> dict[str, str]:
     """Return the attributes of a volume, as a new VM of that class has it."""
     rule = CLASSES[draft.klass].VOLUME_RULES[name]
+    is_hosts = name == KERNEL
     return {
-        "name": name, "pool": DEFAULT_POOL, "vid": f"{draft.name}-{draft.properties['uuid'][:8]}/{name}",
-        "size": str(DEFAULT_ROOT_SIZE if name == "root" else DEFAULT_PRIVATE_SIZE),
-        "revisions_to_keep": str(rule.revisions_to_keep), "rw": "True",
+        "name": name, "pool": KERNEL_POOL if is_hosts else DEFAULT_POOL,
+        "vid": "" if is_hosts else f"{draft.name}-{draft.properties['uuid'][:8]}/{name}",
+        "size": str(DEFAULT_SIZES[name]),
+        "revisions_to_keep": str(rule.revisions_to_keep), "rw": str(rule.rw),
         "snap_on_start": str(rule.snap_on_start), "save_on_stop": str(rule.save_on_stop),
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ from crannog.core.properties import Holder
 from crannog.core.registry import Registry
 from crannog.core.virt_modes import find_mode
 from crannog.core.vms import QubeBase
-from crannog.core.volumes import Volume
+from crannog.core.volumes import KERNEL, Volume
 from crannog.errors import StorageError
 
 IDENTITY = ("name", "uuid", "qid")
@@ -83,7 +83,7 @@ def read_volume(element: etree._Element) -> Volume:
     """Return a volume. A flag that is not there is false, a number 0; attributes that are not known are kept."""
     get = element.get
     name, pool, vid = get("name", ""), get("pool", ""), get("vid", "")
-    if not pool or not vid:
+    if not pool or not (vid or name == KERNEL):
         raise StorageError(f"volume '{name[:80]}' has no pool or no vid")
     size, revisions = INT.parse(get("size") or "0"), INT.parse(get("revisions_to_keep") or "0")
     if size < 0:
