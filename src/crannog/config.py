@@ -16,6 +16,9 @@ SYSTEM_HOME = "/var/lib/crannog"
 SYSTEM_SOCKET = "/var/run/qubesd.sock"
 """Where other programs look for the daemon of the whole host (Admin API, section 1)."""
 
+SYSTEM_POLICY = ("/run/qubes/policy.d", "/etc/qubes/policy.d")
+"""Where the policy of the whole host is (qrexec protocol, "Policy format")."""
+
 ACCELERATORS = ("auto", "kvm", "tcg")
 
 
@@ -62,6 +65,15 @@ class Paths:
         if self.is_system_wide and os.geteuid():
             self.daemon_socket = SYSTEM_SOCKET  # the home's own is for root alone
         self.misc_socket = self.run + "/crannogd.misc.sock"
+        self.policy_socket = self.run + "/policy.sock"
+        self.policy_agent_socket = self.run + "/policy-agent.sock"
+        self.policy_log = self.logs + "/policy.log"
+        self.services = self.home + "/qubes-rpc"
+
+    @property
+    def policy_folders(self) -> tuple[str, ...]:
+        """The folders with policy, in the order in which a file of one hides those of the same name in the next."""
+        return SYSTEM_POLICY if self.is_system_wide else (self.home + "/policy.d",)
 
     def console_log(self, vm: str) -> str:
         """Return the file that holds what the VM `vm` wrote to its console at its last start."""

@@ -17,6 +17,8 @@ GUEST_NONCE = b"guest-01"
 class RecordedCall:
     """The caller's side of a stream, as a record."""
 
+    data_kinds = frozenset({frames.DATA_STDOUT, frames.DATA_STDERR})
+
     def __init__(self) -> None:
         self.told: list[tuple[str, object]] = []
         self.is_strict = False

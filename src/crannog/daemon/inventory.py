@@ -8,6 +8,7 @@ from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.announcements import Announcements
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
+from crannog.daemon.policy import PolicyKeeper
 from crannog.daemon.power import LivePower
 from crannog.daemon.space import SpaceWatch
 from crannog.daemon.world import World
@@ -38,18 +39,25 @@ class Inventory:
         self.population = Population(
             self.editor, world.pools, hold=machines.lock, busy=machines.busy, forget=world.discard_logs
         )
-        self.volumes = Volumes(self.editor, world.pools, machines.lock, busy=machines.busy)
+        self.volumes = Volumes(
+            self.editor,
+            world.pools,
+            machines.lock,
+            kernels=world.kernels,
+            enlarge=world.hypervisor.enlarge_disk,
+            busy=machines.busy,
+        )
         self.pools = Pools(self.editor, world.pools, world.drivers)
         self.upkeep = self.lifecycle.upkeep
         self.exports = Exports(self.editor, world.pools, busy=machines.busy)
         self.kernels = KernelShelf(self.editor, world.kernels)
         self.devices = Devices(self.editor, world.host_devices)
         self.firewall = Firewall(self.editor)
+        self.policy = PolicyKeeper(registry, world.paths.policy_folders)
 
     def permits(self, source: QubeBase, method: str, argument: str, vm: QubeBase) -> bool:
-        """Tell whether policy lets a VM call a method on another: without a policy, nothing is let."""
-        del source, method, argument, vm
-        return False
+        """Tell whether policy lets a VM call a method on another."""
+        return self.policy.permits(source, method, argument, vm)
 
     def _note_halt(self, vm: LocalVM) -> None:
         """Remove a disposable that is there for one run only."""

@@ -21,7 +21,7 @@ from crannog.daemon.adoption import Adoption
 from crannog.daemon.autostart import Autostart
 from crannog.daemon.inventory import Inventory
 from crannog.daemon.machines import Machines
-from crannog.daemon.sockets import build_servers, raise_descriptor_limit, serving
+from crannog.daemon.sockets import Served, build_policy_server, build_servers, raise_descriptor_limit, serving
 from crannog.daemon.stalls import StallWatch
 from crannog.daemon.world import World
 from crannog.errors import CrannogError, DaemonError, StorageError
@@ -104,7 +104,7 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     world.hypervisor.listen(machines.change)
     await world.hypervisor.open()
     await Adoption(inventory.lifecycle).adopt()
-    servers = build_servers(inventory, paths, settings)
+    servers: list[Served] = [*build_servers(inventory, paths, settings), build_policy_server(inventory.policy, paths)]
     raise_descriptor_limit()
     async with serving(servers):
         log.info("crannogd %s serves %s", __version__, paths.home)

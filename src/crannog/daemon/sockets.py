@@ -2,13 +2,17 @@
 
 import grp
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 
 from crannog.api.backend import Backend
 from crannog.api.server import Server
 from crannog.api.table import Family
 from crannog.config import SYSTEM_SOCKET, Paths, Settings
+from crannog.daemon.decision_log import DecisionLog
+from crannog.daemon.policy import PolicyKeeper
+from crannog.daemon.policy_server import PolicyServer
 from crannog.errors import ValueRefusedError
 
 SYSTEM_SOCKETS = {
@@ -18,6 +22,21 @@ SYSTEM_SOCKETS = {
 }
 SYSTEM_GROUP = "qubes"
 _DESCRIPTORS = 65536
+
+
+class Served(Protocol):
+    """What listens somewhere."""
+
+    async def start(self) -> None:
+        """Listen; raises DaemonError."""
+
+    async def stop(self) -> None:
+        """Stop listening."""
+
+
+def build_policy_server(keeper: PolicyKeeper, paths: Paths) -> PolicyServer:
+    """Return what answers questions about the policy."""
+    return PolicyServer(keeper, paths.policy_socket, paths.policy_agent_socket, DecisionLog(paths.policy_log))
 
 
 def build_servers(backend: Backend, paths: Paths, settings: Settings) -> list[Server]:
@@ -56,7 +75,7 @@ def _find_group(paths: Paths, settings: Settings) -> int | None:
 
 
 @asynccontextmanager
-async def serving(servers: list[Server]) -> AsyncIterator[None]:
+async def serving(servers: Sequence[Served]) -> AsyncIterator[None]:
     """Serve all sockets while the block runs; raises DaemonError when one cannot be served, and then serves none."""
     try:
         for server in servers:

@@ -115,6 +115,7 @@ class VMProcesses:
                 *(sys.executable, "-I", "-m", "crannog.rpc.vm_process", "--name", name, "--starter-on-stdin"),
                 *("--channel", self._paths.channel_socket(uuid), "--listen", self._paths.rpc_socket(name)),
                 *(("--default-user", default_user) if default_user else ()),
+                *("--home", self._paths.home),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log_file,

@@ -14,6 +14,7 @@ from crannog.core.announcement import PREFIX, AgentState, AgentStatus, parse_ann
 from crannog.errors import ProtocolError
 from crannog.rpc import frames
 from crannog.rpc.frames import Frame, FrameParser, Marker
+from crannog.rpc.triggers import Trigger, parse_trigger
 
 OUT_HIGH = 262144
 """Callers' data is not taken while this many bytes wait for the guest."""
@@ -25,16 +26,20 @@ NOTIFY_TOOLS = b"qubes.NotifyTools"
 
 
 class Call(Protocol):
-    """What a channel tells the caller's side of a stream."""
+    """What a channel tells the host's side of a stream, whoever has called."""
+
+    @property
+    def data_kinds(self) -> frozenset[int]:
+        """The types of data that the guest may send on it: output of a command, or input of a service."""
 
     def deliver(self, kind: int, untrusted_body: bytes) -> None:
-        """Take output of the command; raises ProtocolError when the guest overran the window."""
+        """Take data from the guest; raises ProtocolError when it overran the window."""
 
     def add_credit(self, untrusted_count: int) -> None:
-        """Note that the guest takes more of the command's input."""
+        """Note that the guest takes more data."""
 
     def end(self, untrusted_exit_code: int) -> None:
-        """Note that the command has ended."""
+        """Note that the guest has nothing more to do with it: its command has ended, or its caller is gone."""
 
     def fail(self, sentence: str) -> None:
         """Note that the call broke off, and why."""
@@ -48,6 +53,7 @@ class GuestChannel:
         self.out = bytearray(frames.PADDING)
         self.status = AgentStatus()
         self.on_status: Callable[[AgentStatus], None] = lambda _: None
+        self.on_trigger: Callable[[Trigger], None] = lambda trigger: self.refuse(trigger.ident)
         self.calls: dict[int, Call] = {}
         self._log = log
         self._parser = FrameParser()
@@ -72,12 +78,28 @@ class GuestChannel:
 
     def open_call(self, call: Call, command_line: bytes) -> int:
         """Start a command (`USER:COMMAND`, without NUL) and return its stream. The agent must be ready."""
+        return self._open(call, frames.EXEC_CMDLINE, command_line + b"\0")
+
+    def _open(self, call: Call, kind: int, body: bytes) -> int:
         self._last_stream = self._last_stream % 0xFFFFFFFF + 1
         while self._last_stream in self.calls:
             self._last_stream = self._last_stream % 0xFFFFFFFF + 1
         self.calls[self._last_stream] = call
-        self.send(self._last_stream, frames.EXEC_CMDLINE, command_line + b"\0")
+        self.send(self._last_stream, kind, body)
         return self._last_stream
+
+    def connect(self, ident: bytes, call: Call) -> int:
+        """Tell the guest that the service it asked for is there; return the stream of its data."""
+        return self._open(call, frames.SERVICE_CONNECT, ident)
+
+    def refuse(self, ident: bytes) -> None:
+        """Tell the guest that it does not get what it asked for."""
+        self.send(0, frames.SERVICE_REFUSED, ident)
+
+    def finish_call(self, stream: int, exit_code: int) -> None:
+        """Tell the guest that the service that it called has ended; all its output has been sent."""
+        if self.calls.pop(stream, None) is not None:
+            self.send(stream, frames.DATA_EXIT_CODE, frames.NUMBER.pack(exit_code & 0xFFFFFFFF))
 
     def close_call(self, stream: int) -> None:
         """Give up a call; the guest ends its command. A call that has ended already is no error."""
@@ -142,13 +164,14 @@ class GuestChannel:
         call = self.calls.get(frame.stream)
         if call is None:
             return
-        if frame.type in (frames.DATA_STDOUT, frames.DATA_STDERR):
+        is_from_guest = frames.DATA_STDIN in call.data_kinds
+        if frame.type in call.data_kinds:
             self._deliver(call, frame)
         elif frame.type == frames.CREDIT:
             call.add_credit(frames.NUMBER.unpack(frame.body)[0])
-        elif frame.type == frames.DATA_EXIT_CODE:
+        elif frame.type == (frames.CLOSE if is_from_guest else frames.DATA_EXIT_CODE):
             del self.calls[frame.stream]
-            call.end(frames.NUMBER.unpack(frame.body)[0])
+            call.end(frames.NUMBER.unpack(frame.body or bytes(4))[0])
 
     def _deliver(self, call: Call, frame: Frame) -> None:
         try:
@@ -160,13 +183,26 @@ class GuestChannel:
 
     def _dispatch_control(self, frame: Frame) -> None:
         if frame.type == frames.HELLO:
-            if frames.NUMBER.unpack(frame.body)[0] < frames.PROTOCOL_VERSION:
+            if frames.NUMBER.unpack(frame.body)[0] < frames.OLDEST_VERSION:
                 raise ProtocolError("the agent speaks a version of the protocol that is too old")
             self._set_status(AgentStatus(AgentState.READY, self.status.announced))
         elif frame.type == frames.GUESTDB_WRITE:
             self._note_entry(frame.body)
         elif frame.type == frames.TRIGGER and frame.body == NOTIFY_TOOLS:
             self._take_announcement()
+        elif frame.type == frames.TRIGGER_SERVICE4:
+            self._take_trigger(frame.body)
+
+    def _take_trigger(self, untrusted_body: bytes) -> None:
+        try:
+            trigger = parse_trigger(untrusted_body)
+        except ProtocolError as error:
+            self._log(f"dropped a call: {error}")
+            return
+        if trigger.is_possible:
+            self.on_trigger(trigger)
+        else:
+            self.refuse(trigger.ident)
 
     def _note_entry(self, untrusted_body: bytes) -> None:
         untrusted_path, _, untrusted_value = untrusted_body.partition(b"\0")

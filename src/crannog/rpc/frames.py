@@ -9,6 +9,13 @@ The channel (both ways, all integers little-endian)
     version, the guest's first frame), GUESTDB_WRITE (`path` NUL `value`), TRIGGER (a service's name;
     qubes.NotifyTools says that the announcement is complete), and POWEROFF from the host.
 
+Calls from the guest (version 2 of HELLO and later)
+    The guest asks on stream 0 with TRIGGER_SERVICE4: char source[64], target[64], ident[32], then the service's
+    name with `+` and its argument, NUL (qrexec protocol, "Messages"). Source is empty but for a relay. The host
+    answers with SERVICE_REFUSED and the ident on stream 0, or with SERVICE_CONNECT and the ident on a stream whose
+    number it picks. On that stream the guest is the caller: it sends DATA_STDIN, and CLOSE when its caller is gone;
+    it gets DATA_STDOUT, DATA_STDERR and, last, DATA_EXIT_CODE. Windows and CREDIT are the same both ways.
+
 Flow control
     Each stream and direction has a window of WINDOW bytes. Every data frame with a body takes HEADER.size +
     its length from it; the receiver gives back with CREDIT (u32) what it has passed on. So one stuck stream
@@ -42,6 +49,9 @@ DATA_STDOUT = 0x191
 DATA_STDERR = 0x192
 DATA_EXIT_CODE = 0x193
 EXEC_CMDLINE = 0x200
+SERVICE_CONNECT = 0x202
+SERVICE_REFUSED = 0x203
+TRIGGER_SERVICE4 = 0x213
 HELLO = 0x300
 CREDIT = 0x700
 CLOSE = 0x701
@@ -53,16 +63,21 @@ STATUS_FOLLOW = 0x710
 CHANNEL_TYPES = frozenset(
     {DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE, EXEC_CMDLINE, HELLO}
     | {CREDIT, CLOSE, GUESTDB_WRITE, TRIGGER, POWEROFF}
+    | {SERVICE_CONNECT, SERVICE_REFUSED, TRIGGER_SERVICE4}
 )
 LOCAL_TYPES = frozenset({DATA_STDIN, EXEC_CMDLINE, HELLO, STATUS_FOLLOW, POWEROFF})
+IDENT_SIZE = 32
 FIXED_SIZES = {DATA_EXIT_CODE: 4, HELLO: 4, CREDIT: 4, CLOSE: 0, POWEROFF: 0, STATUS_FOLLOW: 0}
+FIXED_SIZES |= {SERVICE_CONNECT: IDENT_SIZE, SERVICE_REFUSED: IDENT_SIZE}
 
 HEADER = struct.Struct("<III")
 LOCAL_HEADER = struct.Struct("<II")
 NUMBER = struct.Struct("<I")
+TRIGGER_PARAMS = struct.Struct("<64s64s32s")
 EXEC_PARAMS = bytes(8)
 BODY_MAX = 65536
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+OLDEST_VERSION = 1
 LOCAL_VERSION = 3
 
 WINDOW = 262144

@@ -20,6 +20,8 @@ TROUBLE = 125
 class LocalClient:
     """One connection. Broken or slow clients cost what one window holds, and nobody else anything."""
 
+    data_kinds = frozenset({frames.DATA_STDOUT, frames.DATA_STDERR})
+
     def __init__(self, connection: socket.socket, channel: GuestChannel, default_user: str) -> None:
         self.connection = connection
         self.is_closed = False

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from crannog.core.announcement import AgentStatus
 from crannog.errors import CrannogError, InUseError, RpcError
 from crannog.rpc.channel import OUT_MAX, GuestChannel
+from crannog.rpc.guest_calls import Errand, GuestCalls
 from crannog.rpc.local import LocalClient
+from crannog.rpc.triggers import Trigger
 
 READ_SIZE = 262144
 CONNECT_WAIT = 60.0
@@ -92,8 +94,17 @@ def connect_channel(path: str, wait: float, starter: int | None = None) -> socke
 class VmProcess:
     """The loop over the channel, the listening socket and the clients."""
 
-    def __init__(self, channel: GuestChannel, guest: socket.socket, listener: socket.socket, user: str) -> None:
+    def __init__(
+        self,
+        channel: GuestChannel,
+        guest: socket.socket,
+        listener: socket.socket,
+        user: str,
+        guest_calls: GuestCalls | None = None,
+    ) -> None:
+        """Without `guest_calls`, calls that the guest makes are refused."""
         self.channel = channel
+        self._guest_calls = guest_calls
         self.channel.on_status = self._show_status
         self._guest = guest
         self._listener = listener
@@ -108,6 +119,8 @@ class VmProcess:
         for client in self._clients.values():
             client.flush()
             client.close()
+        if self._guest_calls:
+            self._guest_calls.close()
 
     def _turn(self) -> bool:
         """Send what can be sent, wait once, read what is there; return whether the channel is still open."""
@@ -118,18 +131,27 @@ class VmProcess:
         self._clients = {fd: client for fd, client in self._clients.items() if not client.is_closed}
         if not self._send_to_guest():
             return False
-        ready = dict(self._poll(now))
+        wanted = self._guest_calls.wants() if self._guest_calls else iter(())
+        calls = {fd: (events, call) for fd, events, call in wanted}
+        ready = dict(self._poll(now, {fd: events for fd, (events, _) in calls.items()}))
         guest_events = ready.pop(self._guest.fileno(), 0) & ~select.POLLOUT
         is_accepting = ready.pop(self._listener.fileno(), 0)
         for fd, events in ready.items():
-            self._clients[fd].serve(events)
+            if fd in calls:
+                calls[fd][1].serve(fd)
+            else:
+                self._clients[fd].serve(events)
+        if self._guest_calls:
+            self._guest_calls.bury()
         if is_accepting:
             self._accept()
         return not guest_events or self._read_guest()
 
-    def _poll(self, now: float) -> list[tuple[int, int]]:
-        """Wait for the sockets, and for the first deadline of a call that waits for the agent."""
+    def _poll(self, now: float, others: dict[int, int]) -> list[tuple[int, int]]:
+        """Wait for the sockets and `others`, and for the first deadline of a call that waits for the agent."""
         poll = select.poll()
+        for fd, events in others.items():
+            poll.register(fd, events)
         guest_in = select.POLLIN if len(self.channel.out) < OUT_MAX else 0
         poll.register(self._guest, guest_in | (select.POLLOUT if self.channel.out else 0))
         if len(self._clients) < CLIENTS_MAX:
@@ -175,15 +197,40 @@ class VmProcess:
             client.show_status(status)
 
 
-def serve(vm: str, channel_path: str, listen_path: str, default_user: str, starter: int | None = None) -> None:
-    """Serve the VM `vm` until it ends. Raises InUseError, RpcError, OSError."""
+def serve(
+    vm: str, channel_path: str, listen_path: str, default_user: str, starter: int | None = None, home: str = ""
+) -> None:
+    """Serve the VM `vm` until it ends. Raises InUseError, RpcError, OSError.
+
+    `home` is the home whose policy decides on the guest's calls; without one they are refused.
+    """
     listener = listen(listen_path)
+    log = make_log(vm)
+    channel = GuestChannel(vm, log)
+    calls = GuestCalls(channel, _errands_of(vm, home), log) if home else None
     try:
         with listener, connect_channel(channel_path, CONNECT_WAIT, starter) as guest:
-            VmProcess(GuestChannel(vm, make_log(vm)), guest, listener, default_user).run()
+            VmProcess(channel, guest, listener, default_user, calls).run()
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(listen_path)
+
+
+def _errands_of(vm: str, home: str) -> Callable[[Trigger], Errand]:
+    """Return what starts the process of a call. What only such a process needs is loaded in it, once it is there."""
+
+    def start(trigger: Trigger) -> Errand:
+        from crannog.rpc.errand_start import start_errand
+
+        def run(tell: Callable[[], None], log: Callable[[str], None]) -> int:
+            from crannog.config import Paths
+            from crannog.rpc.errand import GuestErrand
+
+            return GuestErrand(vm, Paths(home), trigger).run(tell, log)
+
+        return start_errand(run)
+
+    return start
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,10 +243,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--starter-on-stdin", action="store_true", help="end when standard input does before the channel is there"
     )
+    parser.add_argument("--home", default="", help="the home whose policy decides on the guest's calls")
     options = parser.parse_args(arguments)
     starter = 0 if options.starter_on_stdin else None
     try:
-        serve(options.name, options.channel, options.listen, options.default_user, starter)
+        serve(options.name, options.channel, options.listen, options.default_user, starter, options.home)
     except (CrannogError, OSError) as error:
         sys.stderr.write(f"{options.name}: {error}\n")
         return error.exit_code if isinstance(error, CrannogError) else 1

@@ -1,0 +1,1 @@
+"""Policy files on this host's disk."""

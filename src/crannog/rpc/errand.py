@@ -1,0 +1,207 @@
+"""What one call of a guest needs done on the host: ask the policy, then be the service or the way to another VM.
+
+It runs in a child process of the VM's RPC process (rpc.errand_start), alone: it may wait, and it may die. Its standard
+streams are the call's.
+"""
+
+import os
+import select
+import time
+from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM
+from _socket import socket as Socket  # noqa: N812
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from crannog.client.connection import Client
+from crannog.client.rpc import is_served, run_command
+from crannog.config import Paths
+from crannog.errors import CrannogError, NotFoundError, RpcError, VMNotHaltedError
+from crannog.rpc.guest_calls import REFUSED
+from crannog.rpc.services import FOLDERS, Caller, Kind, Service, find_service
+from crannog.rpc.triggers import Trigger
+
+HOST = "dom0"
+DISPOSABLE = "@dispvm:"
+MISSING, TROUBLE = 127, 125
+POLICY_PATIENCE = 300.0
+"""Seconds for a decision: somebody may have to be asked."""
+SERVED_PATIENCE = 10.0
+"""Seconds in which the RPC process of a VM that has just been started must be there."""
+OWN_SERVICES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "host_services")
+_MISC = frozenset({"qubes.NotifyTools", "qubes.NotifyUpdates", "qubes.FeaturesRequest"})
+_BLOCK = 65536
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the policy has allowed (qrexec protocol, "Policy daemon")."""
+
+    target: str
+    requested_target: str
+    user: str
+    autostart: bool
+    service: str = ""
+
+
+def ask_policy(path: str, source: str, trigger: Trigger) -> Verdict | None:
+    """Return the policy's answer to a call, None when it denies; raises RpcError when there is no answer."""
+    lines = {"source": source, "intended_target": trigger.target, "service_and_arg": trigger.service}
+    lines |= {"requested_source": trigger.source} if trigger.source else {}
+    connection = Socket(AF_UNIX, SOCK_STREAM)
+    connection.settimeout(POLICY_PATIENCE)
+    try:
+        connection.connect(path)
+        connection.sendall("".join(f"{key}={value}\n" for key, value in lines.items()).encode("ascii") + b"\n")
+        reply = b""
+        while block := connection.recv(_BLOCK):
+            reply += block
+    except OSError as error:
+        raise RpcError(f"{source}: the policy cannot be asked about {trigger.service} ({path}: {error})") from error
+    finally:
+        connection.close()
+    return _parse_answer(reply)
+
+
+def _parse_answer(reply: bytes) -> Verdict | None:
+    values = dict(line.partition("=")[::2] for line in reply.decode("ascii", "replace").splitlines())
+    if values.get("result") != "allow":
+        return None
+    try:
+        return Verdict(
+            values["target"],
+            values["requested_target"],
+            values["user"],
+            autostart=values["autostart"] == "True",
+            service=values.get("service", ""),
+        )
+    except KeyError as error:
+        raise RpcError(f"the policy's answer has no {error}") from None
+
+
+class GuestErrand:
+    """The errand of one call of one VM."""
+
+    def __init__(self, vm: str, paths: Paths, trigger: Trigger) -> None:
+        self._vm = vm
+        self._paths = paths
+        self._trigger = trigger
+        self._client = Client(paths, may_start_daemon=False)
+
+    def run(self, tell: Callable[[], None], log: Callable[[str], None]) -> int:
+        """Do it; return the exit code of the service, 126 when it is refused."""
+        try:
+            verdict = ask_policy(self._paths.policy_socket, self._vm, self._trigger)
+            if verdict is None:
+                return REFUSED
+            caller = Caller(self._vm, verdict.service or self._trigger.service, verdict.requested_target)
+            if verdict.target == HOST:
+                return self._serve(caller, tell)
+            if verdict.target.startswith(DISPOSABLE):
+                return self._call_disposable(verdict, caller, tell)
+            return self._call_vm(verdict.target, verdict, caller, tell)
+        except CrannogError as error:
+            log(f"{self._vm}: call of {self._trigger.service}: {error}")
+            return MISSING if isinstance(error, NotFoundError) else TROUBLE
+
+    # -- services of this host
+
+    def _serve(self, caller: Caller, tell: Callable[[], None]) -> int:
+        service = self._find(caller)
+        if service.kind is Kind.SOCKET:
+            return _pass_to_socket(service.path, caller, tell)
+        tell()
+        arguments = [service.path, *([caller.argument] if caller.argument else [])]
+        try:
+            os.execve(service.path, arguments, caller.environment(dict(os.environ)))  # noqa: S606
+        except OSError as error:
+            raise RpcError(f"{service.path} cannot be run: {error.strerror}") from error
+
+    def _find(self, caller: Caller) -> Service:
+        """Return the service: files of the administrator first, then what Crannog itself serves."""
+        folders = os.environ.get("QREXEC_SERVICE_PATH", "")
+        chosen = tuple(folders.split(":")) if folders else (self._paths.services, *FOLDERS)
+        try:
+            return find_service(caller.call, (*chosen, OWN_SERVICES))
+        except NotFoundError:
+            if caller.service in _MISC:
+                return Service(Kind.SOCKET, self._paths.misc_socket)
+            if caller.service.startswith("admin."):
+                return Service(Kind.SOCKET, self._paths.daemon_socket)
+            raise
+
+    # -- other VMs
+
+    def _call_vm(self, target: str, verdict: Verdict, caller: Caller, tell: Callable[[], None]) -> int:
+        path = self._paths.rpc_socket(target)
+        if not is_served(path):
+            if not verdict.autostart:
+                raise RpcError(f"{target} does not run, and the policy does not let it be started for that")
+            self._start(target, path)
+        tell()
+        command = f"QUBESRPC {caller.call} {caller.source}"
+        return run_command(path, verdict.user, command, 0, 1, 2)
+
+    def _start(self, target: str, path: str) -> None:
+        with suppress(VMNotHaltedError):
+            self._client.call("admin.vm.Start", target)
+        deadline = time.monotonic() + SERVED_PATIENCE
+        while not is_served(path):
+            if time.monotonic() >= deadline:
+                raise RpcError(f"{target} was started and serves no calls; see 'qvm-ls {target}'")
+            time.sleep(0.02)
+
+    def _call_disposable(self, verdict: Verdict, caller: Caller, tell: Callable[[], None]) -> int:
+        """Make a disposable for this call, and end it afterwards; it is removed when it has ended."""
+        template = verdict.target.removeprefix(DISPOSABLE)
+        name = self._client.call("admin.vm.CreateDisposable", template).decode("ascii")
+        try:
+            return self._call_vm(name, verdict, caller, tell)
+        finally:
+            # A disposable that never started is not ended but removed.
+            for method in ("admin.vm.Kill", "admin.vm.Remove"):
+                with suppress(CrannogError):
+                    self._client.call(method, name)
+
+
+def _pass_to_socket(path: str, caller: Caller, tell: Callable[[], None]) -> int:
+    """Pass data between the call and a service that listens on a socket, until that closes it."""
+    connection = Socket(AF_UNIX, SOCK_STREAM)
+    try:
+        connection.connect(path)
+        connection.sendall(caller.descriptor())
+    except OSError as error:
+        connection.close()
+        raise RpcError(f"the service at {path} does not answer: {error.strerror}") from error
+    tell()
+    try:
+        with suppress(OSError):
+            _relay(connection)
+    finally:
+        connection.close()
+    return 0
+
+
+def _relay(connection: Socket) -> None:
+    """Move bytes both ways; who is slow makes the other wait. Raises OSError when the call's reader is gone."""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    poll.register(connection, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            data = os.read(fd, _BLOCK)
+            if fd == 0 and data:
+                connection.sendall(data)
+            elif fd == 0:
+                poll.unregister(0)
+                connection.shutdown(SHUT_WR)
+            elif data:
+                _write_all(1, data)
+            else:
+                return
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]

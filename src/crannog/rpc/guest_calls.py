@@ -1,0 +1,280 @@
+"""Calls that a guest makes: each is a process of its own on the host, and a stream to the guest.
+
+The process (rpc.errand) asks the policy, and then is the service, or the way to another VM. This module moves bytes
+between its pipes and the stream. Nothing here waits; everything that a guest can grow is bounded.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from crannog.errors import ProtocolError
+from crannog.rpc import frames
+from crannog.rpc.channel import GuestChannel
+from crannog.rpc.triggers import Trigger
+
+CALLS_MAX = 128
+"""Most calls of one guest at once, those included that the policy has not decided yet."""
+RATE, BURST = 50.0, 200
+"""Calls a second that a guest may make in the long run, and at once after a rest."""
+REFUSED = 126
+
+
+@dataclass
+class Errand:
+    """A child process: the ends of its pipes that are ours, and what its end is noticed by (pidfd_open(2))."""
+
+    pid: int
+    pidfd: int
+    stdin: int
+    stdout: int
+    stderr: int
+    verdict: int
+    """Gives one byte when the service is there; its end without a byte is a refusal."""
+
+    def fds(self) -> list[int]:
+        """Return all of them that are open."""
+        return [fd for fd in (self.pidfd, self.stdin, self.stdout, self.stderr, self.verdict) if fd >= 0]
+
+
+class Stage(Enum):
+    """How far a call is."""
+
+    ASKED = "asked"
+    CONNECTED = "connected"
+    OVER = "over"
+
+
+class GuestCall:
+    """One call of the guest (see channel.Call)."""
+
+    data_kinds = frozenset({frames.DATA_STDIN})
+
+    def __init__(self, channel: GuestChannel, trigger: Trigger, errand: Errand) -> None:
+        self.stage = Stage.ASKED
+        self._channel = channel
+        self._trigger = trigger
+        self._errand = errand
+        self._stream = 0
+        self._input = bytearray()
+        self._has_input_ended = False
+        self._ungranted = 0
+        self._credit = frames.WINDOW
+        self._exit_code: int | None = None
+        for fd in errand.fds():
+            os.set_blocking(fd, False)
+
+    # -- what the guest says
+
+    def deliver(self, kind: int, untrusted_body: bytes) -> None:
+        """Take input of the service; an empty body is its end."""
+        del kind
+        if not untrusted_body:
+            self._has_input_ended = True
+            return
+        self._ungranted += frames.HEADER.size + len(untrusted_body)
+        if self._ungranted > frames.WINDOW:
+            raise ProtocolError("it sent more than the window of the stream allows")
+        if self._errand.stdin >= 0:
+            self._input += untrusted_body
+
+    def add_credit(self, untrusted_count: int) -> None:
+        """Note that the guest takes more output; never more than one window."""
+        self._credit = min(frames.WINDOW, self._credit + untrusted_count)
+
+    def end(self, untrusted_exit_code: int) -> None:
+        """Note that the caller is gone: the process sees the ends of its pipes."""
+        del untrusted_exit_code
+        self._stream = 0
+        self.close()
+
+    def fail(self, sentence: str) -> None:
+        """Note that the guest, or its agent, is gone."""
+        del sentence
+        self.end(0)
+
+    # -- what the process says
+
+    def wants(self) -> Iterator[tuple[int, int]]:
+        """Give the file descriptors to wait for, with their poll events."""
+        errand = self._errand
+        if errand.verdict >= 0:
+            yield errand.verdict, select.POLLIN
+        if errand.pidfd >= 0 and self._exit_code is None:
+            yield errand.pidfd, select.POLLIN
+        if errand.stdin >= 0 and (self._input or self._has_input_ended):
+            yield errand.stdin, select.POLLOUT
+        if self.stage is Stage.CONNECTED and self._credit >= frames.CREDIT_MIN and self._channel.has_room:
+            yield from ((fd, select.POLLIN) for fd in (errand.stdout, errand.stderr) if fd >= 0)
+
+    def serve(self, fd: int) -> None:
+        """Act on what poll has found out about one of them."""
+        errand = self._errand
+        if fd == errand.verdict:
+            self._take_verdict()
+        elif fd == errand.pidfd:
+            self._take_end()
+        elif fd == errand.stdin:
+            self._write()
+        elif fd == errand.stdout:
+            self._read("stdout", frames.DATA_STDOUT)
+        elif fd == errand.stderr:
+            self._read("stderr", frames.DATA_STDERR)
+        self._finish_if_over()
+
+    def _take_verdict(self) -> None:
+        is_allowed = False
+        with contextlib.suppress(BlockingIOError):
+            is_allowed = bool(os.read(self._errand.verdict, 1))
+        self._close_fd("verdict")
+        if is_allowed:
+            self.stage = Stage.CONNECTED
+            self._stream = self._channel.connect(self._trigger.ident, self)
+        else:
+            self._channel.refuse(self._trigger.ident)
+            self.close()
+
+    def _take_end(self) -> None:
+        """Take the exit code: that of the service, or 128 and the number of the signal that killed it."""
+        found = os.waitid(os.P_PIDFD, self._errand.pidfd, os.WEXITED | os.WNOHANG)
+        if found is None:
+            return
+        self._exit_code = found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status
+        self._close_fd("pidfd")
+        self._close_fd("stdin")
+        self._input.clear()
+
+    def _write(self) -> None:
+        """Hand the service what it takes now; what one with a closed input does not take is dropped."""
+        try:
+            while self._input:
+                with memoryview(self._input) as view, view[: frames.BODY_MAX] as part:
+                    count = os.write(self._errand.stdin, part)
+                del self._input[:count]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._input.clear()
+            self._has_input_ended = True
+        self._give_credit()
+        if self._has_input_ended and not self._input:
+            self._close_fd("stdin")
+
+    def _give_credit(self) -> None:
+        grant = self._ungranted - len(self._input)
+        if grant >= frames.GRANT_MIN and self._stream:
+            self._ungranted -= grant
+            self._channel.send(self._stream, frames.CREDIT, frames.NUMBER.pack(grant))
+
+    def _read(self, name: str, kind: int) -> None:
+        count = min(frames.BODY_MAX, self._credit - frames.HEADER.size)
+        try:
+            data = os.read(getattr(self._errand, name), count)
+        except BlockingIOError:
+            # A process that it left behind keeps the pipe open: when the service has ended, so has the call.
+            if self._exit_code is not None:
+                self._close_fd(name)
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._credit -= frames.HEADER.size + len(data)
+        else:
+            self._close_fd(name)
+        self._channel.send(self._stream, kind, data)
+
+    def _finish_if_over(self) -> None:
+        """Send the exit code once the process has ended and all of its output is sent."""
+        if self._exit_code is None:
+            return
+        if self.stage is Stage.CONNECTED:
+            for name, kind in (("stdout", frames.DATA_STDOUT), ("stderr", frames.DATA_STDERR)):
+                if getattr(self._errand, name) >= 0 and not self._has_more(name):
+                    self._close_fd(name)
+                    self._channel.send(self._stream, kind)
+            if self._errand.stdout >= 0 or self._errand.stderr >= 0:
+                return
+            self._channel.finish_call(self._stream, self._exit_code)
+        elif self._errand.verdict >= 0:
+            self._take_verdict()
+            return
+        self.close()
+
+    def _has_more(self, name: str) -> bool:
+        poll = select.poll()
+        poll.register(getattr(self._errand, name), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _close_fd(self, name: str) -> None:
+        fd = getattr(self._errand, name)
+        if fd >= 0:
+            os.close(fd)
+            setattr(self._errand, name, -1)
+
+    def close(self) -> None:
+        """Close all pipes. A way to another VM ends with them; a service of this host may finish what it does."""
+        self.stage = Stage.OVER
+        self._input.clear()
+        for name in ("stdin", "stdout", "stderr", "verdict"):
+            self._close_fd(name)
+        if self._errand.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._errand.pidfd, signal.SIGTERM)
+
+    @property
+    def is_buried(self) -> bool:
+        """Whether its process has ended."""
+        return self.stage is Stage.OVER and self._errand.pidfd < 0
+
+
+class GuestCalls:
+    """All calls of one guest."""
+
+    def __init__(self, channel: GuestChannel, run: Callable[[Trigger], Errand], log: Callable[[str], None]) -> None:
+        """`run` starts the process of a call; raises OSError when there can be none."""
+        self._channel = channel
+        self._run = run
+        self._log = log
+        self._calls: list[GuestCall] = []
+        self._allowance, self._counted_at = float(BURST), time.monotonic()
+        channel.on_trigger = self.begin
+
+    def begin(self, trigger: Trigger) -> None:
+        """Start a call; one too many is refused."""
+        if len(self._calls) >= CALLS_MAX or not self._is_affordable():
+            self._log(f"refused a call of {trigger.service}: there are too many of them")
+            self._channel.refuse(trigger.ident)
+            return
+        try:
+            self._calls.append(GuestCall(self._channel, trigger, self._run(trigger)))
+        except OSError as error:
+            self._log(f"refused a call of {trigger.service}: no process can be started for it ({error.strerror})")
+            self._channel.refuse(trigger.ident)
+
+    def _is_affordable(self) -> bool:
+        now = time.monotonic()
+        self._allowance = min(BURST, self._allowance + (now - self._counted_at) * RATE)
+        self._counted_at = now
+        if self._allowance < 1:
+            return False
+        self._allowance -= 1
+        return True
+
+    def wants(self) -> Iterator[tuple[int, int, GuestCall]]:
+        """Give the file descriptors to wait for, with their poll events and their calls."""
+        for call in self._calls:
+            yield from ((fd, events, call) for fd, events in call.wants())
+
+    def bury(self) -> None:
+        """Forget the calls that are over."""
+        self._calls = [call for call in self._calls if not call.is_buried]
+
+    def close(self) -> None:
+        """End all calls: the guest is gone."""
+        for call in self._calls:
+            call.close()
