@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a fresh Debian 12 machine: `make demo` and `make test`.
-.PHONY: setup demo test test-dm test-faults check bench lock clean
+.PHONY: setup demo test test-dm test-dm-mapped test-dm-lvm test-faults check bench lock clean
 
 setup:
 	@scripts/setup
@@ -12,10 +12,17 @@ test:
 	@scripts/setup test
 	@.venv/bin/python -m pytest $(ARGS)
 
-# What needs device-mapper, as root, in a machine of its own (docs/testing.md).
+# What needs device-mapper, as root, in two machines of their own at the same time (docs/testing.md).
 test-dm:
 	@scripts/setup test
-	@scripts/dm-lab --timeout 900 -- .venv/bin/python -m pytest tests/dm $(ARGS)
+	@scripts/dm-lab -- true
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-dm-mapped test-dm-lvm
+
+test-dm-mapped:
+	@scripts/dm-lab --timeout 900 -- .venv/bin/python -m pytest tests/dm/test_machine.py tests/dm/test_device_mapper*.py $(ARGS)
+
+test-dm-lvm:
+	@scripts/dm-lab --timeout 900 -- .venv/bin/python -m pytest tests/dm/test_lvm_thin*.py $(ARGS)
 
 # Kills on each libvirt, as root; writes docs/reliability.md.
 test-faults:
@@ -31,6 +38,7 @@ bench:
 	@.venv/bin/python scripts/bench model
 	@.venv/bin/python scripts/bench api
 	@.venv/bin/python scripts/bench lifecycle
+	@.venv/bin/python scripts/bench policy
 
 lock:
 	@scripts/lock
