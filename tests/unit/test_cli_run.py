@@ -70,7 +70,7 @@ class FakeRpc:
         for stream, data in self.output:
             connection.sendall(struct.pack("<II", stream, len(data)) + data)
         if self.is_silent:
-            file.read(1)
+            file.read()  # until the caller is gone
         connection.sendall(struct.pack("<III", DATA_EXIT_CODE, 4, self.code))
 
     def close(self) -> None:
@@ -212,6 +212,12 @@ def test_all_that_run_are_visited_without_input(daemon: FakeDaemon, rpc: FakeRpc
     assert rpc.commands[1:] == ["DEFAULT:uptime"]
 
 
+def test_a_service_instead_of_a_command(rpc: FakeRpc) -> None:
+    assert call("--service", "work", "qubes.VMExec+id")[0] == 0
+    assert call("--service", "--user", "root", "work", "test.Plain")[0] == 0
+    assert rpc.commands == ["DEFAULT:QUBESRPC qubes.VMExec+id dom0", "root:QUBESRPC test.Plain+ dom0"]
+
+
 def test_a_halted_vm_is_started_or_not(daemon: FakeDaemon, tool: Tool) -> None:
     daemon.answers["admin.vm.CurrentState"] = "mem=0 power_state=Halted"
     assert "work is Halted and has no agent" in tool.fails(2, "--no-auto", "work", "true")
@@ -233,6 +239,9 @@ def test_a_halted_vm_is_started_or_not(daemon: FakeDaemon, tool: Tool) -> None:
         ("--color-output red work true", "--color-output takes the number of an ANSI colour, as 31, not 'red'"),
         ("--color-stderr 31m\x07 work true", "takes the number"),
         ("--color-output ;; work true", "takes the number"),
+        ("--service work two words", "'two words' is no service"),
+        ("--service work +x", "'+x' is no service"),
+        ("--service work a;b", "'a;b' is no service"),
     ],
 )
 def test_wrong_uses(words: str, sentence: str, tool: Tool, daemon: FakeDaemon) -> None:

@@ -31,6 +31,9 @@ COMMAND = Command(
     Option("--no-autostart", "--no-auto", "-n", help="do not start a halted VM; fail"),
     Option("--autostart", "--auto", "-a", help="accepted for those who are used to it: VMs are started anyway"),
     Option("--pass-io", "-p", help="accepted for those who are used to it: input and output are always passed"),
+    Option(
+        "--service", help="COMMAND is a service of the VM, with `+` and an argument if it takes one, not for a shell"
+    ),
     Option("--no-stdin", help="give the command an empty standard input"),
     Option(
         "--filter-escape-chars",
@@ -50,7 +53,8 @@ COMMAND = Command(
     QUIET,
     examples=(
         "  qvm-run work -- uname -a\n  qvm-run --user root work 'apt-get update && apt-get upgrade'\n"
-        "  qvm-run work 'cat > notes.txt' < notes.txt\n  qvm-run --all --exclude sys-net uptime"
+        "  qvm-run work 'cat > notes.txt' < notes.txt\n  qvm-run --all --exclude sys-net uptime\n"
+        "  qvm-run --service work qubes.WaitForSession"
     ),
 )
 
@@ -62,7 +66,18 @@ def _run(options: Values) -> int:
     if not options.command:
         raise UsageError("there is no command; write it after the VM's name")
     refuse_host(options.vm)
-    return _run_one(Client(), options.vm, " ".join(options.command), options)
+    return _run_one(Client(), options.vm, _command(options, options.command), options)
+
+
+def _command(options: Values, words: list[str]) -> str:
+    """Return what the agent is told; raises UsageError for what can be no service (qrexec protocol, section 3)."""
+    if not options.service:
+        return " ".join(words)
+    name = words[0] if len(words) == 1 else ""
+    if not name or name.startswith("+") or not all((c.isascii() and c.isalnum()) or c in "+._:@-" for c in name):
+        given = " ".join(words)[:80]
+        raise UsageError(f"'{given}' is no service; write one word, such as qubes.GetDate or qubes.VMExec+id")
+    return f"QUBESRPC {name}{'' if '+' in name else '+'} dom0"
 
 
 def _refuse_nonsense(options: Values) -> None:
@@ -118,7 +133,7 @@ def _run_everywhere(client: Client, options: Values) -> int:
     from crannog.client.rpc import is_served
 
     # Without the name of a VM, the first word belongs to the command.
-    command = " ".join([options.vm, *options.command])
+    command = _command(options, [options.vm, *options.command])
     rows = list_vms(client)
     refuse_unknown(options.exclude, {row.name for row in rows})
     code = 0
