@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a fresh Debian 12 machine: `make demo` and `make test`.
-.PHONY: setup demo test test-dm test-dm-mapped test-dm-lvm test-faults check bench lock clean
+.PHONY: setup demo test test-dm test-dm-files test-dm-lvm test-faults check bench lock clean
 
 setup:
 	@scripts/setup
@@ -12,17 +12,22 @@ test:
 	@scripts/setup test
 	@.venv/bin/python -m pytest $(ARGS)
 
-# What needs device-mapper, as root, in two machines of their own at the same time (docs/testing.md).
+# What needs device-mapper, as root, in two machines at the same time: each has half of what there is to do
+# (docs/testing.md).
+DM_FILES = tests/dm/test_device_mapper*.py tests/dm/test_lvm_thin.py
+DM_LVM = tests/dm/test_machine.py tests/dm/test_lvm_thin_*.py
+IN_LAB = scripts/dm-lab --timeout 1200 --vcpus 1 -- .venv/bin/python -m pytest
+
 test-dm:
 	@scripts/setup test
 	@scripts/dm-lab -- true
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-dm-mapped test-dm-lvm
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-dm-files test-dm-lvm
 
-test-dm-mapped:
-	@scripts/dm-lab --timeout 900 -- .venv/bin/python -m pytest tests/dm/test_machine.py tests/dm/test_device_mapper*.py $(ARGS)
+test-dm-files:
+	@$(IN_LAB) $(DM_FILES) $(ARGS)
 
 test-dm-lvm:
-	@scripts/dm-lab --timeout 900 -- .venv/bin/python -m pytest tests/dm/test_lvm_thin*.py $(ARGS)
+	@$(IN_LAB) $(DM_LVM) $(ARGS)
 
 # Kills on each libvirt, as root; writes docs/reliability.md.
 test-faults:
@@ -39,6 +44,10 @@ bench:
 	@.venv/bin/python scripts/bench api
 	@.venv/bin/python scripts/bench lifecycle
 	@.venv/bin/python scripts/bench policy
+
+# The guest's agent, services and tools for an installed Debian (docs/guest.md); the package goes to build/.
+guest-deb:
+	@scripts/guest-deb
 
 lock:
 	@scripts/lock

@@ -20,6 +20,7 @@ class _Relay:
     def __init__(self, channel: GuestChannel) -> None:
         self.exit_code: int | None = None
         self.failure = ""
+        self.data_kinds = frozenset(_HANDLES)
         self._channel = channel
         self._ungranted = 0
         self._stream = 0

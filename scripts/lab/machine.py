@@ -25,7 +25,8 @@ class MachineSpec:
     memory: int = 2048
     """MiB."""
     vcpus: int = 2
-    cpu: str = "max"
+    cpu: str = "qemu64"
+    """The fewer registers it has, the less is emulated: programs of lvm2 take a third less time than with `max`."""
 
 
 class Machine:

@@ -84,6 +84,7 @@ def _list_files(recipe: Recipe) -> list[GuestFile]:
         GuestFile(LIBRARY, 0o755),
         GuestFile(f"{LIBRARY}/init", 0o755, read_file("init")),
         GuestFile("etc/profile.d/lab.sh", content=profile),
+        GuestFile("etc/lvm/lvm.conf", content=read_file("lvm.conf")),
         GuestFile("etc/hosts", content=b"127.0.0.1 localhost " + recipe.name.encode() + b"\n"),
     ]
 

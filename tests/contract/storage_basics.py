@@ -114,13 +114,13 @@ class BasicContract(VolatileContract):
         await session(pool, KEEPING, "d")
         assert await see(pool, KEEPING) == "d"
 
-    @pytest.mark.parametrize("revision", ["", "9", "../x", "1-1970-01-01T00:00:00Z", "9" * 300])
-    async def test_there_is_no_going_back_to_what_was_not(self, bench: Bench, pool: Pool, revision: str) -> None:
+    async def test_there_is_no_going_back_to_what_was_not(self, bench: Bench, pool: Pool) -> None:
         await session(pool, KEEPING, "a")
         before = bench.contents()
-        for volume in OWN:
-            with pytest.raises(NotFoundError, match="has no revision"):
-                await pool.revert(volume, revision)
+        for revision in ("", "9", "../x", "1-1970-01-01T00:00:00Z", "9" * 300):
+            for volume in OWN:
+                with pytest.raises(NotFoundError, match="has no revision"):
+                    await pool.revert(volume, revision)
         assert bench.contents() == before
 
     async def test_a_revision_that_a_running_vm_stands_on_stays(self, pool: Pool, tmp_path: Path) -> None:

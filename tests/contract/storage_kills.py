@@ -165,14 +165,16 @@ async def check_new_vm(bench: Bench, pool: Pool) -> None:
     assert not any(line.startswith(folder) for line in bench.contents())
 
 
-def run_killed(act: Callable[[], Awaitable[object]], number: int, folder: Path) -> bool:
+def run_killed(
+    act: Callable[[], Awaitable[object]], number: int, folder: Path, *, while_tools_run: bool = True
+) -> bool:
     """Do something in another process that is killed at the step with that number; tell whether it came to its end."""
     child = os.fork()
     if not child:
         code = FAILED
         try:
             os.setpgid(0, 0)
-            die_at(number)
+            die_at(number, while_tools_run=while_tools_run)
             asyncio.run(as_coroutine(act))
             code = FINISHED
         except BaseException:  # noqa: BLE001 - nothing of the tests' own process may go on in this one
@@ -225,8 +227,8 @@ def is_question(command: Sequence[object]) -> bool:
     return any(tuple(command[: len(words)]) == words for words in QUESTIONS)
 
 
-def die_at(number: int) -> None:
-    """Have this process killed before its step with that number; starting a tool is one, its running is another."""
+def die_at(number: int, *, while_tools_run: bool) -> None:
+    """Have this process killed before its step with that number; starting a tool is one, its running can be another."""
     sys.dont_write_bytecode = True
     steps = iter(range(number + 1))
 
@@ -242,7 +244,7 @@ def die_at(number: int) -> None:
 
     async def start(*command: str, **more: object) -> asyncio.subprocess.Process:
         process = await real(*command, **more)  # type: ignore[arg-type]
-        if not is_question(command):
+        if while_tools_run and not is_question(command):
             count()
         return process
 

@@ -1,6 +1,8 @@
 """Pools of driver device-mapper, and looks at what there is of their devices."""
 
 import asyncio
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,21 @@ class DmBench(FolderBench):
         """Return the devices of pool `p`, by role, each with its table."""
         names = dm_devices.list_devices(digest(str(self.folder / "p")))
         return {name.role: run("dmsetup", "table", str(name)) for name in names}
+
+    def active(self) -> list[str]:
+        """Return the devices of pool `p`, and the loop devices over its files."""
+        loops = run("losetup", "--list", "--noheadings", "--raw", "-O", "BACK-FILE").splitlines()
+        return [*self.devices(), *(path for path in loops if path.startswith(f"{self.folder / 'p'}/"))]
+
+    def below(self, role: str) -> list[str]:
+        """Return the files that a device of pool `p` is made of, each `ro` or `rw`, in the order of its table."""
+        numbers = dict.fromkeys(re.findall(r"\b\d+:\d+\b", self.devices()[role]))
+        return [self._describe_loop(Path("/sys/dev/block", number)) for number in numbers]
+
+    def _describe_loop(self, device: Path) -> str:
+        path = (device / "loop/backing_file").read_text().strip()
+        rights = "ro" if (device / "ro").read_text().strip() == "1" else "rw"
+        return f"{os.path.relpath(path, self.folder / 'p')} {rights}"
 
     def images(self) -> set[str]:
         """Return the image files that there are of pool `p`."""

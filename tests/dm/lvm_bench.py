@@ -63,6 +63,9 @@ class LvmBench:
         own = {f"home={digest(str(self.home.resolve()))}", f"pool={name}"}
         return {name: tags for name, tags in listed.items() if own <= set(tags)}
 
+    def active(self) -> list[str]:
+        return sorted(list_active())
+
     def contents(self) -> list[str]:
         found = self.volumes().items()
         return sorted(f"{self.said(tags, 'vid')} {name} {self.said(tags, 'state')}" for name, tags in found)

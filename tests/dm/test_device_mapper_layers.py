@@ -24,12 +24,14 @@ from tests.contract.benches import (
     holds,
     image,
     io,
+    peek,
     put,
     see,
     session,
     stored,
     write,
 )
+from tests.contract.storage_volatile import VOLATILE
 from tests.dm.devices import list_remains, loop_device, run
 from tests.dm.dm_bench import DmBench, lend_bench, release
 from tests.mounts import small_file_system
@@ -64,35 +66,51 @@ async def pool(bench: DmBench) -> Pool:
 # -- B1
 
 
-async def test_a_pv_vm_shows_its_templates_root_and_cannot_write_to_it(bench: DmBench, pool: Pool) -> None:
+async def test_a_pv_vms_root_is_a_readonly_layer_and_its_volatile_disk_is_beside_it(bench: DmBench, pool: Pool) -> None:
+    """The host makes one disk of root.img and root-cow.img; the VM's own initramfs lays volatile.img over it."""
     before = bench.images()
+    template = describe_template(pool)
     await pool.start(PV_LAYER)
-    location = pool.locate(PV_LAYER)
-    assert location.is_block
-    assert holds(location, "t")
-    assert bench.images() - before == {"work-2/root-cow.img"}
+    await pool.start(VOLATILE)
+    root, volatile = pool.locate(PV_LAYER), pool.locate(VOLATILE)
+    assert bench.images() - before == {"work-2/root-cow.img", "work-2/volatile.img"}
+    assert list(bench.devices()) == ["disk"]
     assert re.fullmatch(SNAPSHOT.format("N"), bench.devices()["disk"])
-    assert "wrote" not in io(location, f"write -P 120 0 {SIZE}")
-    assert holds(location, "t")
-    await pool.stop(PV_LAYER)
-    assert bench.images() == before
-    assert bench.devices() == {}
+    assert bench.below("disk") == ["debian-1/root.img ro", "work-2/root-cow.img rw"]
+    assert run("blockdev", "--getro", root.path).strip() == "1"
+    assert (root.is_block, volatile.path) == (True, str(bench.folder / "p/work-2/volatile.img"))
+    assert holds(root, "t")
+    assert "wrote" not in io(root, f"write -P 120 0 {SIZE}")
+    write(volatile, "v")
+    assert (peek(root), peek(volatile)) == ("t", "v")
+    for volume in (PV_LAYER, VOLATILE):
+        await pool.stop(volume)
+    assert (bench.images(), bench.devices(), describe_template(pool)) == (before, {}, template)
 
 
 async def test_an_hvm_has_one_layer_and_no_root_cow(bench: DmBench, pool: Pool) -> None:
+    """The host makes one writable disk of root.img and volatile.img; nothing is left for the guest to lay over it."""
     before = bench.images()
-    content = Path(pool.newest(KEEPING.vid).path).read_bytes()
+    template = describe_template(pool)
     await pool.start(LAYER)
     assert bench.images() - before == {"work-2/volatile.img"}
     assert not [path for path in bench.images() if path.endswith("root-cow.img")]
-    assert set(bench.devices()) == {"disk"}
+    assert list(bench.devices()) == ["disk"]
     assert re.fullmatch(SNAPSHOT.format("N"), bench.devices()["disk"])
+    assert bench.below("disk") == ["debian-1/root.img ro", "work-2/volatile.img rw"]
+    assert run("blockdev", "--getro", pool.locate(LAYER).path).strip() == "0"
     write(pool.locate(LAYER), "a")
     assert holds(pool.locate(LAYER), "a")
-    assert Path(pool.newest(KEEPING.vid).path).read_bytes() == content
+    assert describe_template(pool) == template
     await pool.stop(LAYER)
-    assert bench.images() == before
+    assert (bench.images(), bench.devices(), describe_template(pool)) == (before, {}, template)
     assert await see(pool, LAYER) == "t"
+
+
+def describe_template(pool: Pool) -> tuple[int, int, bytes]:
+    """Return what changes with a template's file: which file it is, when it was written to, what it holds."""
+    path = Path(pool.newest(KEEPING.vid).path)
+    return path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()
 
 
 async def test_a_whole_layer_has_room_for_all_of_its_disk(pool: Pool) -> None:

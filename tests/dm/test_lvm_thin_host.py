@@ -178,7 +178,7 @@ class TestHost(InThinPool):
                 "debian",
             )
             ok(home, "qvm-volume", "import", "debian:root", image(tmp_path, "b"))
-            ok(home, "qvm-clone", "-P", "p", "debian", "copy")
+            ok(home, "qvm-clone", "debian", "copy")
             ok(home, "qvm-volume", "revert", "debian:root")
             ok(home, "qvm-volume", "resize", "debian:private", f"{3 * 2**30}")
             assert [content(home, name) for name in ("debian", "copy")] == ["a", "b"]

@@ -137,6 +137,21 @@ class TestVolumes(InThinPool):
             await pool.create((KEEPING,))
         assert bench.contents() == before
 
+    @pytest.mark.parametrize("is_cloned", [True, False], ids=["clone", "import"])
+    async def test_a_vm_that_nobody_claimed_goes_with_all_content_that_it_got(
+        self, bench: LvmBench, pool: Pool, is_cloned: bool, tmp_path: Path
+    ) -> None:
+        before = bench.contents()
+        copy = replace(KEEPING, vid="copy-3/root", revisions_to_keep=0)
+        await pool.create((copy,))
+        if is_cloned:
+            await pool.clone(KEEPING, copy)
+        else:
+            await pool.import_file(copy, image(tmp_path, "i"))
+        assert len(bench.contents()) == len(before) + 1, "the LV that was marked at first is deleted"
+        assert await bench.open().recover(ALL) == ["pool p: deleted half-made copy-3"]
+        assert bench.contents() == before
+
     async def test_foreign_volumes_are_never_touched(self, bench: LvmBench, place: Place, tmp_path: Path) -> None:
         """A plain LV, one in the thin pool, one of another home, and ones of ours that somebody changed."""
         pool = await furnish(bench.open())

@@ -107,7 +107,8 @@ def cut_header(path: str) -> None:
 
 
 def cut_data(path: str) -> None:
-    os.truncate(path, os.stat(path).st_size - 65536)
+    """Cut a cluster off: qemu-img check takes less for an image whose last one was never written to its end."""
+    os.truncate(path, os.stat(path).st_size - 2**17)
 
 
 def damage_l1(path: str) -> None:

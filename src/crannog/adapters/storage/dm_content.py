@@ -117,5 +117,5 @@ class MappedContent(FileSessions):
             except StorageError as error:
                 done.append(f"pool {self.name}: {error}")
         loops = devices.idle_loops(self.folder)
-        await devices.detach(loops)
+        await devices.detach([*loops, *devices.lasting_loops(self.folder)])
         return done + [f"pool {self.name}: freed {loop}, which nothing used" for loop in loops]

@@ -132,13 +132,23 @@ def _turn(name: DeviceName) -> tuple[bool, bool, int]:
 
 def idle_loops(folder: str) -> list[str]:
     """Return loop devices over files in a folder, or once in it, that no other device uses."""
+    return [_node(device) for device in _loops_over(folder) if not os.listdir(f"{device}/holders")]
+
+
+def lasting_loops(folder: str) -> list[str]:
+    """Return those which are used, and would stay when what uses them goes: who made them was killed."""
+    loops = _loops_over(folder)
+    return [_node(one) for one in loops if os.listdir(f"{one}/holders") and _read(f"{one}/loop/autoclear") == "0"]
+
+
+def _loops_over(folder: str) -> list[str]:
     inside = os.path.realpath(folder) + "/"
-    found = []
-    for path in glob.glob("/sys/block/loop*/loop/backing_file"):
-        device = os.path.dirname(os.path.dirname(path))
-        if _read(path).startswith(inside) and not os.listdir(f"{device}/holders"):
-            found.append(f"/dev/{os.path.basename(device)}")
-    return sorted(found)
+    found = glob.glob("/sys/block/loop*/loop/backing_file")
+    return sorted(os.path.dirname(os.path.dirname(path)) for path in found if _read(path).startswith(inside))
+
+
+def _node(device: str) -> str:
+    return f"/dev/{os.path.basename(device)}"
 
 
 def _read(path: str) -> str:

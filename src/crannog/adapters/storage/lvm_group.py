@@ -5,6 +5,8 @@ questions that cannot wait are answered at once. After a command that failed LVM
 """
 
 import asyncio
+import errno
+import logging
 import os
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
@@ -21,9 +23,11 @@ from crannog.adapters.storage.lvm_commands import (
     read_picture,
     run_lvm,
 )
-from crannog.adapters.storage.lvm_names import Mark, Owner, ThinVolume, device_name, locate_volume
+from crannog.adapters.storage.lvm_names import Mark, Owner, State, ThinVolume, device_name, locate_volume
 from crannog.adapters.storage.lvm_report import Picture, parse_mapped
 from crannog.core.volumes import Location
+
+log = logging.getLogger(__name__)
 
 
 class ThinGroup:
@@ -133,12 +137,18 @@ class ThinGroup:
             await self._change(purpose, ["lvchange", "--activate", "n", *self._paths(active)])
 
     async def put_down(self, purpose: str, volume: ThinVolume) -> int | None:
-        """Bring to the disk what was written to an LV, and deactivate it; return the bytes that it takes then."""
+        """Bring to the disk what was written to an LV, and deactivate it; return the bytes that it takes then.
+
+        What has no room is lost; of new content it raises StorageError, as that must be whole.
+        """
         try:
             if self.is_active(volume.name):
                 await asyncio.to_thread(sync, self.locate(volume.name).path)
         except OSError as error:
-            raise failure(purpose, error) from error
+            if error.errno != errno.ENOSPC or volume.state is State.HALF_MADE:
+                raise failure(purpose, error) from error
+            # The VM was told that its write failed; it must be able to end all the same.
+            log.warning("%s: thin pool %s was full, what a VM wrote to it last is lost", volume.vid, self.place)
         mapped = await asyncio.to_thread(self.mapped, volume)
         await self.deactivate(purpose, [volume])
         return mapped

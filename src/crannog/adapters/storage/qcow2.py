@@ -10,6 +10,11 @@ from crannog.adapters.storage.files import grow
 from crannog.adapters.storage.process import run_tool
 from crannog.core.volumes import Location, Volume
 
+_CLUSTERS = "extended_l2=on,cluster_size=128k"
+"""How a layer is divided (QEMU, docs/interop/qcow2.rst): where a guest writes 4 KiB, 4 KiB are written. In clusters
+without parts the first write to each reads 64 KiB of what is below and writes them all, so that random writes take 1.7
+times as long. A part is a 32nd of a cluster: in larger clusters it would be larger than what guests write."""
+
 
 class Qcow2Pool(SharedBases):
     """A folder of images (see ports.storage.Pool)."""
@@ -28,7 +33,7 @@ class Qcow2Pool(SharedBases):
     async def _fill_layer(self, purpose: str, path: str, below: Location, size: int) -> None:
         await self._chains.verify(below)  # qemu-img opens all that it names
         backing = os.path.relpath(below.path, os.path.dirname(path))
-        command = ("qemu-img", "create", "-q", "-f", "qcow2", "-F", below.format, "-b", backing)
+        command = ("qemu-img", "create", "-q", "-f", "qcow2", "-o", _CLUSTERS, "-F", below.format, "-b", backing)
         await run_tool(purpose, *command, path, str(size))
 
     async def _enlarge(self, content: Location, size: int, purpose: str) -> None:
