@@ -89,11 +89,13 @@ def test_a_bad_frame_starts_a_new_synchronisation_and_ends_the_commands(agent: A
     nonce = agent.nonce
     agent.receive(frames.encode_marker(frames.Marker(b"S", nonce, b"host-one")))
     agent.receive(frames.encode_frame(1, frames.EXEC_CMDLINE, b"DEFAULT:exec sleep 30\0"))
-    assert list(agent.commands) == [1]
-    pid = agent.commands[1].pid
+    assert list(agent.calls.by_stream) == [1]
+    command = agent.calls.by_stream[1]
+    assert isinstance(command, Command)
+    pid = command.pid
     agent.receive(frames.PADDING)
     assert agent.nonce != nonce
-    assert not agent.commands
+    assert not agent.calls.by_stream
     assert os.waitpid(pid, 0)[1] != 0
 
 
@@ -125,7 +127,7 @@ def test_a_fork_that_fails_leaves_no_pipes_open(monkeypatch: pytest.MonkeyPatch)
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr("crannog.guest.agent.os.fork", fail)
     with pytest.raises(BlockingIOError):
-        Command(1, pwd.getpwuid(os.geteuid()), b"true")
+        Command(1, pwd.getpwuid(os.geteuid()), [b"true"])
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -1,17 +1,26 @@
-"""The guest agent: announces the guest to its host, and runs the commands that the host asks for.
+"""The guest agent: announces the guest, runs what the host asks for, and passes on calls from the guest.
 
-It runs as root in the guest, needs Python 3.9 with what Debian's python3-minimal holds, and is one file, so
-that an image gets it by a copy. The channel is the virtio-serial port `org.crannog.agent.0`; its format is
-described in crannog/rpc/frames.py, of which this file has its own small copy (a test holds both equal).
+It runs as root in the guest (as another user it serves that user alone), needs Python 3.9 with what Debian's
+python3-minimal holds, and is one file, so that an image gets it by a copy. The channel is the virtio-serial port
+`org.crannog.agent.0`; its format is described in crannog/rpc/frames.py, of which this file has its own small copy (a
+test holds both equal).
+
+What the host asks for is `USER:COMMAND`, for the shell, or `USER:[nogui:]QUBESRPC SERVICE+ARGUMENT SOURCE`. Services
+are looked up, started and configured as in Qubes (qrexec protocol, "Service lookup").
 
 How a command ends: when its main process has exited, what the pipes hold at that moment is still sent. If a
 background process keeps them open, the call ends after a short grace all the same, as with qrexec; what that
 process writes later is lost. When the caller goes away, the command's process group gets SIGHUP, and SIGKILL
 after KILL_GRACE.
+
+Calls from the guest come in on the trigger socket, as messages `u32 type, u32 length, body`. A client sends one
+TRIGGER_SERVICE4 (older ones: 3 or 2); its socket is closed when the call is refused. Else it gets an empty
+SERVICE_CONNECT, sends DATA_STDIN (empty: the end), and gets DATA_STDOUT, DATA_STDERR and, last, DATA_EXIT_CODE.
 """
 
 from __future__ import annotations
 
+import _socket  # socket.py would cost each boot some 20 ms of imports
 import contextlib
 import errno
 import fcntl
@@ -19,22 +28,28 @@ import os
 import pwd
 import select
 import signal
+import stat
 import struct
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 VERSION = "0.1.0"
 PORT_NAME = "org.crannog.agent.0"
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE = 0x190, 0x191, 0x192, 0x193
-EXEC_CMDLINE, HELLO = 0x200, 0x300
+EXEC_CMDLINE, SERVICE_CONNECT, SERVICE_REFUSED, HELLO = 0x200, 0x202, 0x203, 0x300
+TRIGGER_SERVICE, TRIGGER_SERVICE3, TRIGGER_SERVICE4 = 0x210, 0x212, 0x213
 CREDIT, CLOSE, GUESTDB_WRITE, TRIGGER, POWEROFF = 0x700, 0x701, 0x702, 0x703, 0x704
 TYPES = {DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE, EXEC_CMDLINE, HELLO}
 TYPES |= {CREDIT, CLOSE, GUESTDB_WRITE, TRIGGER, POWEROFF}
+TYPES |= {SERVICE_CONNECT, SERVICE_REFUSED, TRIGGER_SERVICE4}
 HEADER = struct.Struct("<III")
+LOCAL_HEADER = struct.Struct("<II")
 NUMBER = struct.Struct("<I")
+TRIGGER_PARAMS = struct.Struct("<64s64s32s")
+OLD_TRIGGERS = {TRIGGER_SERVICE: struct.Struct("<64s32s32s"), TRIGGER_SERVICE3: struct.Struct("<64s32s")}
 BODY_MAX = 65536
 WINDOW = 262144
 GRANT_MIN = 65536
@@ -52,11 +67,38 @@ EXIT_GRACE = 0.2
 KILL_GRACE = 3.0
 FIONREAD = 0x541B
 F_SETPIPE_SZ = 1031
-EXIT_TROUBLE = 125
+EXIT_TROUBLE, EXIT_REFUSED, EXIT_MISSING = 125, 126, 127
+
+SERVICE_FOLDERS = "/run/qubes-rpc:/usr/local/etc/qubes-rpc:/etc/qubes-rpc"
+CONFIG_FOLDERS = "/run/qubes/rpc-config:/usr/local/etc/qubes/rpc-config:/etc/qubes/rpc-config"
+NAME_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.@:-")
+NAME_MAX = 255
+CONFIG_MAX = 4096
+SESSION_FOLDER = "/run/crannog"
+SESSION_WAIT = float(os.environ.get("CRANNOG_SESSION_WAIT") or 60)
+CONNECT_WAIT = 10.0
+RETRY = 0.05
+
+TRIGGER_SOCKET = "/run/qubes/qrexec-agent"
+SERVICE_NAME_MAX = 65000
+CALLERS_MAX = 128
+"""Clients of the trigger socket; with STREAMS_MAX commands of three pipes they stay below 1024 open files."""
+TRIGGERS_MAX = 64
+"""Calls from the guest that may wait for the host's answer."""
+ASK_TIME = 10.0
+"""Seconds that a client has to send its request."""
 
 
 class BadFrame(Exception):  # noqa: N818
     """The bytes from the port are not a frame: one side was restarted in the middle of one."""
+
+
+class Refusal(LookupError):  # noqa: N818
+    """A call that cannot be: a sentence for the caller, and the exit code."""
+
+    def __init__(self, sentence: str, exit_code: int = EXIT_TROUBLE) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
 
 
 def log(sentence: str) -> None:
@@ -173,40 +215,23 @@ def close_all(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-class Command:
-    """One running command: its main process, its pipes, and the windows of its stream."""
+class Call:
+    """A stream of the host: what waits for its stdin, its outputs, and its windows."""
 
-    def __init__(self, stream: int, user: pwd.struct_passwd, command: bytes) -> None:
+    def __init__(self, stream: int) -> None:
         self.stream = stream
-        self.pid = -1
         self.stdin = bytearray()
         self.has_stdin_ended = False
         self.ungranted = 0
         self.credit = WINDOW
         self.exit_code: int | None = None
         self.deadline = 0.0
+        self.stdin_fd = -1
+        self.outputs: dict[int, int] = {}
         self.left: dict[int, int] = {}
-        stdin, stdout, stderr = os.pipe(), os.pipe(), os.pipe()
-        theirs = (stdin[0], stdout[1], stderr[1])
-        self.stdin_fd = stdin[1]
-        self.outputs = {DATA_STDOUT: stdout[0], DATA_STDERR: stderr[0]}
-        try:
-            self.pid = os.fork()
-        except OSError:
-            self.close()
-            raise
-        finally:
-            if self.pid != 0:
-                close_all(theirs)
-        if self.pid == 0:
-            run_child(user, command, theirs)
-        for fd in (self.stdin_fd, *self.outputs.values()):
-            os.set_blocking(fd, False)
-            with contextlib.suppress(OSError):  # larger pipes need fewer switches between processes
-                fcntl.fcntl(fd, F_SETPIPE_SZ, WINDOW)
 
     def write_stdin(self) -> None:
-        """Hand the command what it takes now; what a command with a closed stdin does not take is dropped."""
+        """Hand over what is taken now; what a command with a closed stdin does not take is dropped."""
         try:
             while self.stdin and self.stdin_fd >= 0:
                 with memoryview(self.stdin) as view, view[:BODY_MAX] as part:
@@ -220,7 +245,7 @@ class Command:
             self.close_stdin()
 
     def close_stdin(self) -> None:
-        """Close the command's stdin and drop what it has not taken."""
+        """Close the stdin and drop what it has not taken."""
         self.stdin.clear()
         if self.stdin_fd >= 0:
             os.close(self.stdin_fd)
@@ -233,6 +258,50 @@ class Command:
             return 0
         self.ungranted -= grant
         return grant
+
+    def is_over(self) -> bool:
+        """Tell whether everything was sent that is to be sent before the exit code."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close everything."""
+        self.close_stdin()
+        close_all(self.outputs.values())
+        self.outputs = {}
+
+
+class Command(Call):
+    """One running command: its main process and its pipes. Its arguments go to a login shell of `user`."""
+
+    def __init__(
+        self,
+        stream: int,
+        user: pwd.struct_passwd,
+        arguments: list[bytes],
+        extra: dict[str, str] | None = None,
+        session: str = "",
+    ) -> None:
+        super().__init__(stream)
+        environment = make_environment(user) | (extra or {})
+        stdin, stdout, stderr = open_pipes(3)
+        theirs = (stdin[0], stdout[1], stderr[1])
+        self.stdin_fd = stdin[1]
+        self.outputs = {DATA_STDOUT: stdout[0], DATA_STDERR: stderr[0]}
+        self.pid = -1
+        try:
+            self.pid = os.fork()
+        except OSError:
+            self.close()
+            raise
+        finally:
+            if self.pid != 0:
+                close_all(theirs)
+        if self.pid == 0:
+            run_child(user, arguments, environment, theirs, session)
+        for fd in (self.stdin_fd, *self.outputs.values()):
+            os.set_blocking(fd, False)
+            with contextlib.suppress(OSError):  # larger pipes need fewer switches between processes
+                fcntl.fcntl(fd, F_SETPIPE_SZ, WINDOW)
 
     def note_exit(self, exit_code: int) -> None:
         """Remember the exit code, and how much is in the pipes now: that much is still sent."""
@@ -251,11 +320,84 @@ class Command:
         is_drained = all(self.left[kind] <= 0 for kind in self.outputs)
         return is_drained and time.monotonic() >= self.deadline
 
+
+class Connection(Call):
+    """A service behind a socket: it has no stderr, and no exit code but 0."""
+
+    def __init__(
+        self,
+        stream: int,
+        address: tuple[int, str | tuple[str | int, ...]],
+        head: bytes,
+        config: Config,
+        session: str,
+    ) -> None:
+        super().__init__(stream)
+        self.address = address
+        self.config = config
+        self.session = session
+        self.stdin += head
+        self.is_open = False
+        self.deadline = time.monotonic() + (SESSION_WAIT if session else CONNECT_WAIT)
+        self.socket = _socket.socket(address[0], _socket.SOCK_STREAM)
+        self.socket.setblocking(False)
+
+    def try_open(self) -> bool:
+        """Try to connect; return whether it is done now. Raises Refusal when it cannot be done."""
+        is_late = time.monotonic() >= self.deadline
+        if self.session and not os.path.exists(self.session):
+            if is_late:
+                raise Refusal(say_no_session(self.session))
+            return False
+        if self.session:
+            self.session, self.deadline, is_late = "", time.monotonic() + CONNECT_WAIT, False
+        error = self.socket.connect_ex(self.address[1])
+        if error in (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY) and not is_late:
+            return False
+        if error not in (0, errno.EISCONN):
+            raise Refusal(f"the service's socket {self.address[1]} cannot be reached: {os.strerror(error)}")
+        self.stdin_fd = os.dup(self.socket.fileno())
+        self.outputs = {DATA_STDOUT: os.dup(self.socket.fileno())}
+        self.is_open = True
+        return True
+
+    def write_stdin(self) -> None:
+        """Hand over what is taken now; before the connection stands, everything waits."""
+        if self.is_open:
+            super().write_stdin()
+
+    def close_stdin(self) -> None:
+        """Tell the service that nothing more comes; it may still answer."""
+        if self.stdin_fd >= 0:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(_socket.SHUT_WR)
+        super().close_stdin()
+
+    def is_over(self) -> bool:
+        """Tell whether both directions have ended, or the one that the service's configuration names."""
+        if not self.is_open:
+            return False
+        if self.outputs:
+            return self.config.exit_on_client_eof and self.has_stdin_ended and not self.stdin
+        return self.config.exit_on_service_eof or self.stdin_fd < 0
+
     def close(self) -> None:
-        """Close all pipes."""
-        self.close_stdin()
-        close_all(self.outputs.values())
-        self.outputs = {}
+        """Close everything."""
+        super().close()
+        self.socket.close()
+
+
+def open_pipes(count: int) -> list[tuple[int, int]]:
+    """Return `count` new pipes, or none of them: OSError when there are too many open files."""
+    pipes: list[tuple[int, int]] = []
+    try:
+        while len(pipes) < count:
+            pipes.append(os.pipe())
+    except OSError:
+        for pipe in pipes:
+            close_all(pipe)
+        raise
+    return pipes
 
 
 def make_environment(user: pwd.struct_passwd) -> dict[str, str]:
@@ -273,8 +415,14 @@ def make_environment(user: pwd.struct_passwd) -> dict[str, str]:
     return environment
 
 
-def run_child(user: pwd.struct_passwd, command: bytes, stdio: tuple[int, int, int]) -> None:
-    """Become `user`'s login shell that runs `command`. Called in the child; never returns."""
+def run_child(
+    user: pwd.struct_passwd,
+    arguments: list[bytes],
+    environment: dict[str, str],
+    stdio: tuple[int, int, int],
+    session: str,
+) -> None:
+    """Become `user`'s login shell with `arguments`. Called in the child; never returns."""
     try:
         os.setsid()
         for target, fd in enumerate(stdio):
@@ -282,46 +430,679 @@ def run_child(user: pwd.struct_passwd, command: bytes, stdio: tuple[int, int, in
         os.closerange(3, 1024)
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        if os.geteuid() == 0:
-            for fd in (0, 1, 2):
-                os.fchown(fd, user.pw_uid, user.pw_gid)  # else /dev/stderr cannot be opened by its name
-            os.initgroups(user.pw_name, user.pw_gid)
-            os.setgid(user.pw_gid)
-            os.setuid(user.pw_uid)
-        elif os.geteuid() != user.pw_uid:
-            raise PermissionError(errno.EPERM, "the agent does not run as root")
+        wait_for_session(session)
+        become(user)
         os.umask(0o022)
         try:
             os.chdir(user.pw_dir)
         except OSError:
             os.chdir("/")
         # A first letter "-" makes any shell a login shell (POSIX leaves -l to each shell).
-        os.execve("/bin/sh", [b"-sh", b"-c", command], make_environment(user))  # noqa: S606
+        os.execve("/bin/sh", [b"-sh", b"-c", *arguments], environment)  # noqa: S606
+    except Refusal as refusal:
+        os.write(2, f"{refusal}\n".encode(errors="replace"))
     except OSError as error:
         os.write(2, f"the guest cannot run this as '{user.pw_name}': {error}\n".encode(errors="replace"))
     finally:
         os._exit(EXIT_TROUBLE)
 
 
+def become(user: pwd.struct_passwd) -> None:
+    """Give up root's rights for those of `user`."""
+    if os.geteuid() == 0:
+        for fd in (0, 1, 2):
+            os.fchown(fd, user.pw_uid, user.pw_gid)  # else /dev/stderr cannot be opened by its name
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+    elif os.geteuid() != user.pw_uid:
+        raise PermissionError(errno.EPERM, "the agent does not run as root")
+
+
+def find_session(user: pwd.struct_passwd) -> str:
+    """Return the file that a graphical session of `user` makes when it is ready."""
+    return f"{os.environ.get('CRANNOG_SESSION_FOLDER', SESSION_FOLDER)}/session.{user.pw_name}"
+
+
+def say_no_session(path: str) -> str:
+    """Return the sentence for a session that did not come."""
+    return (
+        f"the service waits for a session, and {path} was not there after {SESSION_WAIT:.0f} s: start the session first"
+    )
+
+
+def wait_for_session(path: str) -> None:
+    """Return when `path` is there or empty. Raises Refusal after SESSION_WAIT. Only for a child: it sleeps."""
+    deadline = time.monotonic() + SESSION_WAIT
+    while path and not os.path.exists(path):
+        if time.monotonic() >= deadline:
+            raise Refusal(say_no_session(path))
+        time.sleep(RETRY)
+
+
 def find_default_user() -> str:
-    """Return the user that commands run as when the host names none."""
-    with contextlib.suppress(KeyError):
-        return pwd.getpwnam("user").pw_name
+    """Return the user that commands run as when the host names none: `user`, where there is one to become."""
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam("user").pw_name
     with contextlib.suppress(KeyError):
         return pwd.getpwuid(os.geteuid()).pw_name
     return "root"
 
 
 def find_user(untrusted_name: bytes) -> pwd.struct_passwd:
-    """Return the account that the host named. Raises LookupError with a sentence."""
+    """Return the account that the host named. Raises Refusal."""
     name = untrusted_name.decode("ascii", "replace")
     try:
         user = pwd.getpwnam(find_default_user() if name == "DEFAULT" else name)
     except (KeyError, ValueError):
-        raise LookupError(f"the guest has no user '{name}'") from None
+        raise Refusal(f"the guest has no user '{name}'") from None
     if os.geteuid() not in (0, user.pw_uid):
-        raise LookupError(f"the guest's agent is not root, so it cannot run commands as '{name}'")
+        raise Refusal(f"the guest's agent is not root, so it cannot run commands as '{name}'", EXIT_REFUSED)
     return user
+
+
+class Config:
+    """What a service's configuration file says."""
+
+    def __init__(self) -> None:
+        self.wait_for_session = False
+        self.skip_service_descriptor = False
+        self.exit_on_client_eof = False
+        self.exit_on_service_eof = False
+        self.force_user = ""
+
+
+CONFIG_KEYS = {name.replace("_", "-"): name for name in vars(Config())}
+
+
+def parse_config(text: str) -> Config:
+    """Return what lines of `key = value` say. Raises Refusal for the first one that is wrong."""
+    config = Config()
+    seen = set()
+    for number, line in enumerate(text.split("\n"), 1):
+        key, sign, value = (part.strip() for part in strip_comment(line).partition("="))
+        if not key and not sign:
+            continue
+        if not sign or key in seen or not set_option(config, key, value):
+            raise Refusal(f"the service's configuration is wrong in line {number}")
+        seen.add(key)
+    if config.force_user and seen & CONFIG_KEYS.keys() - {"force-user", "wait-for-session"}:
+        raise Refusal("the service's configuration has force-user, which is for programs, with options for sockets")
+    return config
+
+
+def strip_comment(line: str) -> str:
+    """Return the line without a comment; a `#` between quotes begins none."""
+    parts = line.split("'")
+    for number in range(0, len(parts), 2):
+        if "#" in parts[number]:
+            return "'".join([*parts[:number], parts[number].partition("#")[0]])
+    return line
+
+
+def set_option(config: Config, key: str, value: str) -> bool:
+    """Set one option; return whether the value can be. Unknown keys are for newer agents."""
+    words = {"true": True, "false": False}
+    if key == "wait-for-session":
+        words |= {"1": True, "0": False}
+    if key not in CONFIG_KEYS:
+        log(f"a service's configuration has the unknown key '{key}'")
+    elif key == "force-user":
+        config.force_user = value[1:-1]
+        is_quoted = len(value) > 2 and value[0] == value[-1] == "'"
+        return is_quoted and NAME_LETTERS.issuperset(config.force_user)
+    elif value in words:
+        setattr(config, CONFIG_KEYS[key], words[value])
+    else:
+        return False
+    return True
+
+
+def read_config(names: list[str]) -> Config:
+    """Return the configuration of the first of `names` that has one. Raises Refusal when it cannot be used."""
+    path = find_file(list_folders("QUBES_RPC_CONFIG_PATH", CONFIG_FOLDERS), names)
+    if not path:
+        return Config()
+    try:
+        with open(path, "rb") as file:
+            data = file.read(CONFIG_MAX + 1)
+        if len(data) <= CONFIG_MAX:
+            return parse_config(data.decode("ascii"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"the service's configuration {path} cannot be read: {error}") from None
+    raise Refusal(f"the service's configuration {path} is longer than {CONFIG_MAX} bytes")
+
+
+def list_folders(variable: str, default: str) -> list[str]:
+    """Return the folders of a path list; the environment's variable wins, when it is set."""
+    return [folder for folder in os.environ.get(variable, default).split(":") if folder]
+
+
+def find_file(folders: list[str], names: list[str]) -> str:
+    """Return the first path that exists, be it a dangling link, each name in all folders; "" if there is none."""
+    for name in names:
+        for folder in folders if len(name) <= NAME_MAX else []:
+            path = f"{folder}/{name}"
+            if os.path.lexists(path):
+                return path
+    return ""
+
+
+class Service:
+    """A service that was asked for: its names, who asks, its file and its configuration."""
+
+    def __init__(self, request: bytes) -> None:
+        self.full_name, self.source = parse_request(request)
+        self.name, self.has_argument, self.argument = self.full_name.partition("+")
+        if len(self.name) > NAME_MAX:
+            raise Refusal(f"a service's name has at most {NAME_MAX} characters")
+        names = [self.full_name, self.name]
+        self.path = find_file(list_folders("QREXEC_SERVICE_PATH", SERVICE_FOLDERS), names)
+        if not self.path:
+            raise Refusal(f"the guest has no service '{self.name}'", EXIT_MISSING)
+        self.config = read_config(names)
+
+    def find_address(self) -> tuple[int, str | tuple[str | int, ...]] | None:
+        """Return family and address of a service behind a socket; None when it is a program."""
+        with contextlib.suppress(OSError):
+            target = os.readlink(self.path)
+            if target == "/dev/tcp" or target.startswith("/dev/tcp/"):
+                return self._parse_tcp([part for part in target.split("/")[3:] if part])
+        try:
+            mode = os.stat(self.path).st_mode
+        except OSError as error:
+            raise Refusal(f"the service {self.path} cannot be used: {error.strerror}") from None
+        if stat.S_ISSOCK(mode):
+            return _socket.AF_UNIX, self.path
+        if not stat.S_ISREG(mode) or not os.access(self.path, os.X_OK):
+            raise Refusal(f"the service {self.path} is neither an executable file nor a socket")
+        return None
+
+    def _parse_tcp(self, parts: list[str]) -> tuple[int, tuple[str | int, ...]]:
+        """Return the address that the link's end and, for what it leaves open, the argument name in numbers."""
+        is_general = self.path.endswith(f"/{self.name}")  # the link is for any argument
+        host, _, port = self.argument.rpartition("+")
+        if len(parts) == 2 and not (is_general and self.argument):
+            host, port = parts
+        elif len(parts) == 1 and not host:
+            host = parts[0]
+        elif parts:
+            raise Refusal(f"the argument of the service '{self.name}' does not fit its link to a TCP port")
+        try:
+            flags = _socket.AI_NUMERICHOST | _socket.AI_NUMERICSERV
+            found = _socket.getaddrinfo(host.replace("+", ":"), port, type=_socket.SOCK_STREAM, flags=flags)
+        except (OSError, UnicodeError):
+            found = []
+        if not found or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise Refusal(
+                f"the service '{self.name}' is to connect to '{host}' '{port}': that is no address in numbers"
+            )
+        return found[0][0], found[0][4]  # type: ignore[return-value]  # only a Python without IPv6 has bytes here
+
+    def make_environment(self) -> dict[str, str]:
+        """Return what a service's program finds in its environment beside a login's variables."""
+        environment = {
+            "QREXEC_AGENT_PID": str(os.getpid()),
+            "QREXEC_REMOTE_DOMAIN": self.source,
+            "QREXEC_SERVICE_FULL_NAME": self.full_name,
+            "QREXEC_REQUESTED_TARGET_TYPE": "",
+        }
+        if self.has_argument:
+            environment["QREXEC_SERVICE_ARGUMENT"] = self.argument
+        if "QREXEC_SERVICE_PATH" in os.environ:
+            environment["QREXEC_SERVICE_PATH"] = os.environ["QREXEC_SERVICE_PATH"]
+        return environment
+
+    def list_arguments(self) -> list[bytes]:
+        """Return the login shell's arguments; a file without an interpreter line is run by that shell."""
+        return [b'exec "$0" "$@"', self.path.encode(), *([self.argument.encode()] if self.argument else [])]
+
+
+def parse_request(request: bytes) -> tuple[str, str]:
+    """Return the names of service (with its argument) and caller, or raise Refusal. Neither can be a path."""
+    words = request.decode("ascii", "replace").split(" ")
+    full_name, source = words if len(words) == 2 else ("", "")
+    is_fine = full_name[:1] not in ("", "+", ".") and source[:1] not in ("", ".")
+    if not is_fine or not NAME_LETTERS.issuperset(full_name.replace("+", "") + source):
+        raise Refusal("the host's request names no service and no caller")
+    return full_name, source
+
+
+def make_call(stream: int, line: bytes) -> Call:
+    """Return the started call for a line of the host (qrexec protocol, "Command grammar"). Raises Refusal."""
+    name, _, text = line.partition(b":")
+    is_headless = text.startswith(b"nogui:")
+    text = text[6:] if is_headless else text
+    if not text.startswith(b"QUBESRPC "):
+        return Command(stream, find_user(name), [text])
+    service = Service(text[9:])
+    user = find_user(service.config.force_user.encode() or name)
+    session = find_session(user) if service.config.wait_for_session and not is_headless else ""
+    address = service.find_address()
+    if address is None:
+        return Command(stream, user, service.list_arguments(), service.make_environment(), session)
+    head = f"{service.full_name} {service.source}\0".encode()
+    return Connection(stream, address, b"" if service.config.skip_service_descriptor else head, service.config, session)
+
+
+class Calls:
+    """The host's calls: what they run, their pipes, and the processes that are to be killed."""
+
+    def __init__(self, send: Callable[[int, int, bytes], None]) -> None:
+        self.send = send
+        self.by_stream: dict[int, Call] = {}
+        self.doomed: dict[int, float] = {}
+
+    def list_waits(self, may_read: bool) -> dict[int, tuple[Call, int, int]]:
+        """Return the pipes that may move bytes now. The others must stay out: poll reports their hang-ups."""
+        pipes: dict[int, tuple[Call, int, int]] = {}
+        for call in self.by_stream.values():
+            # A service's socket without output is watched for its end, a pipe's is told by a write that fails.
+            if call.stdin_fd >= 0 and (call.stdin or not call.outputs):
+                pipes[call.stdin_fd] = (call, DATA_STDIN, select.POLLOUT if call.stdin else 0)
+            if may_read and call.credit >= CREDIT_MIN:
+                pipes.update({fd: (call, kind, select.POLLIN) for kind, fd in call.outputs.items()})
+        return pipes
+
+    def list_deadlines(self, now: float) -> list[float]:
+        """Return the moments at which `look_at_clock` has something to do."""
+        times = [*self.doomed.values(), *(call.deadline for call in self.by_stream.values())]
+        if any(isinstance(call, Connection) and not call.is_open for call in self.by_stream.values()):
+            times.append(now + RETRY)
+        return times
+
+    def look_at_clock(self, now: float) -> None:
+        """Connect what is not connected yet, end what is over, and kill what has had its time."""
+        for call in list(self.by_stream.values()):
+            if isinstance(call, Connection) and not call.is_open:
+                self.try_open(call)
+        for call in [call for call in self.by_stream.values() if call.is_over()]:
+            self.finish(call)
+        for pid in [pid for pid, deadline in self.doomed.items() if deadline <= now]:
+            del self.doomed[pid]
+            signal_group(pid, signal.SIGKILL)
+
+    def dispatch(self, stream: int, kind: int, body: bytes) -> None:
+        """Act on a frame from the host for one of our streams, or for a new one."""
+        call = self.by_stream.get(stream)
+        if kind == EXEC_CMDLINE:
+            self.start(stream, body)
+        elif call is None:
+            return
+        elif kind == DATA_STDIN:
+            self.take_stdin(call, body)
+        elif kind == CREDIT and len(body) == NUMBER.size:
+            call.credit += NUMBER.unpack(body)[0]
+        elif kind == CLOSE:
+            self.close_stream(stream)
+
+    def start(self, stream: int, body: bytes) -> None:
+        """Run `USER:COMMAND` or a service as the new stream `stream`."""
+        try:
+            if stream in self.by_stream or len(self.by_stream) >= STREAMS_MAX:
+                raise Refusal("the guest's agent runs too many commands already")
+            call = make_call(stream, body.partition(b"\0")[0])
+            self.by_stream[stream] = call
+            if isinstance(call, Connection):
+                self.try_open(call)
+        except Refusal as refusal:
+            self.refuse(stream, str(refusal), refusal.exit_code)
+        except OSError as error:
+            self.refuse(stream, f"the guest cannot start another process: {error}")
+
+    def try_open(self, call: Connection) -> None:
+        """Try to reach a service's socket; it has no stderr, so that ends when the connection stands."""
+        try:
+            if call.try_open():
+                self.send(call.stream, DATA_STDERR, b"")
+                self.serve(call, DATA_STDIN, call.stdin_fd)
+        except Refusal as refusal:
+            self.by_stream.pop(call.stream).close()
+            self.refuse(call.stream, str(refusal), refusal.exit_code)
+
+    def refuse(self, stream: int, sentence: str, exit_code: int = EXIT_TROUBLE) -> None:
+        """End a stream whose command was never run."""
+        self.send(stream, DATA_STDERR, sentence.encode(errors="replace")[:1024] + b"\n")
+        for kind in (DATA_STDOUT, DATA_STDERR):
+            self.send(stream, kind, b"")
+        self.send(stream, DATA_EXIT_CODE, NUMBER.pack(exit_code))
+
+    def take_stdin(self, call: Call, body: bytes) -> None:
+        """Pass on what the host sent; an empty body is the end."""
+        if body:
+            call.ungranted += HEADER.size + len(body)
+            call.stdin += body
+        else:
+            call.has_stdin_ended = True
+        self.serve(call, DATA_STDIN, call.stdin_fd)
+
+    def serve(self, call: Call, kind: int, fd: int, events: int = 0) -> None:
+        """Move bytes between one pipe of a command and its stream."""
+        if kind == DATA_STDIN:
+            if events & (select.POLLHUP | select.POLLERR):
+                call.close_stdin()
+            call.write_stdin()
+            grant = call.take_grant()
+            if grant:
+                self.send(call.stream, CREDIT, NUMBER.pack(grant))
+        elif call.outputs.get(kind) == fd and call.credit >= CREDIT_MIN:
+            self.read_output(call, kind, fd)
+
+    def read_output(self, call: Call, kind: int, fd: int) -> None:
+        """Send what the command has written, or the end of it."""
+        try:
+            data = os.read(fd, min(BODY_MAX, call.credit - HEADER.size))
+        except BlockingIOError:
+            return
+        except OSError:  # a service's socket that was reset
+            data = b""
+        if data:
+            call.credit -= HEADER.size + len(data)
+            if kind in call.left:
+                call.left[kind] -= len(data)
+        else:
+            os.close(call.outputs.pop(kind))
+        self.send(call.stream, kind, data)
+
+    def reap(self) -> None:
+        """Collect every child that has ended, also adopted ones (the agent may be PID 1)."""
+        by_pid = {call.pid: call for call in self.by_stream.values() if isinstance(call, Command)}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self.doomed.pop(pid, None)
+            if pid in by_pid:
+                code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+                by_pid[pid].note_exit(code)
+
+    def finish(self, call: Call) -> None:
+        """Send the ends of the outputs that are still open, and the exit code."""
+        for kind in call.outputs:
+            self.send(call.stream, kind, b"")
+        self.send(call.stream, DATA_EXIT_CODE, NUMBER.pack(call.exit_code or 0))
+        call.close()
+        del self.by_stream[call.stream]
+
+    def close_stream(self, stream: int) -> None:
+        """Close the pipes of a caller that is gone, hang up the process group, and kill it after a grace."""
+        call = self.by_stream.pop(stream)
+        call.close()
+        if isinstance(call, Command) and call.exit_code is None:
+            signal_group(call.pid, signal.SIGHUP)
+            self.doomed[call.pid] = time.monotonic() + KILL_GRACE
+
+    def close_all(self) -> None:
+        """End all calls: their callers are gone."""
+        for stream in list(self.by_stream):
+            self.close_stream(stream)
+
+
+class Caller:
+    """A client of the trigger socket: at first it asks, then it waits for the answer, then it has a stream."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.inbox = bytearray()
+        self.outbox = bytearray()
+        self.number = 0
+        self.stream = 0
+        self.credit = WINDOW
+        self.ungranted = 0
+        self.has_ended = False
+        self.is_over = False
+        self.deadline = time.monotonic() + ASK_TIME
+
+    def list_events(self, may_read: bool) -> int:
+        """Return what to poll for. A hang-up is always reported."""
+        reads = (may_read if self.stream else not self.number) and not self.is_over and not self.has_message()
+        return (select.POLLIN if reads else 0) | (select.POLLOUT if self.outbox else 0)
+
+    def has_message(self) -> bool:
+        """Tell whether a whole message waits, for credit or for its turn."""
+        if len(self.inbox) < LOCAL_HEADER.size:
+            return False
+        length = LOCAL_HEADER.unpack_from(self.inbox)[1]
+        return bool(length > BODY_MAX or len(self.inbox) >= LOCAL_HEADER.size + length)
+
+    def take_message(self) -> tuple[int, bytes]:
+        """Return type and body of the message that is there. Raises BadFrame when it is too long."""
+        kind, length = LOCAL_HEADER.unpack_from(self.inbox)
+        if length > BODY_MAX:
+            raise BadFrame
+        end = LOCAL_HEADER.size + length
+        body = bytes(self.inbox[LOCAL_HEADER.size : end])
+        del self.inbox[:end]
+        return kind, body
+
+    def take_data(self) -> bytes | None:
+        """Return the next data, b"" being their end; None when there are none or no credit. Raises BadFrame."""
+        if not self.has_message() or self.credit < HEADER.size + LOCAL_HEADER.unpack_from(self.inbox)[1]:
+            return None
+        kind, data = self.take_message()
+        if kind != DATA_STDIN or self.has_ended:
+            raise BadFrame
+        self.has_ended = not data
+        self.credit -= HEADER.size + len(data) if data else 0
+        return data
+
+    def put(self, kind: int, body: bytes) -> None:
+        """Queue a message for the client, and write what it takes now. Raises OSError when it is gone."""
+        self.outbox += LOCAL_HEADER.pack(kind, len(body)) + body
+        self.write()
+
+    def write(self) -> None:
+        """Write what the client takes now. Raises OSError when it is gone."""
+        with contextlib.suppress(BlockingIOError):
+            while self.outbox:
+                with memoryview(self.outbox) as view, view[:BODY_MAX] as part:
+                    count = os.write(self.fd, part)
+                del self.outbox[:count]
+
+    def take_grant(self) -> int:
+        """Return how many bytes the host may send in addition now (0: not worth a frame yet)."""
+        grant = self.ungranted - len(self.outbox)
+        if grant < GRANT_MIN:
+            return 0
+        self.ungranted -= grant
+        return grant
+
+
+def parse_trigger(kind: int, body: bytes) -> bytes:
+    """Return a client's request as the body of TRIGGER_SERVICE4, with an empty ident. Raises BadFrame."""
+    source = b""
+    if kind == TRIGGER_SERVICE4 and len(body) > TRIGGER_PARAMS.size:
+        source, target, _ = TRIGGER_PARAMS.unpack_from(body)
+        name = body[TRIGGER_PARAMS.size :]
+    elif kind == TRIGGER_SERVICE3 and len(body) > OLD_TRIGGERS[kind].size:
+        target, _ = OLD_TRIGGERS[kind].unpack_from(body)
+        name = body[OLD_TRIGGERS[kind].size :]
+    elif kind == TRIGGER_SERVICE and len(body) == OLD_TRIGGERS[kind].size:
+        name, target, _ = OLD_TRIGGERS[kind].unpack(body)
+        name = name.partition(b"\0")[0] + name[-1:]
+    else:
+        raise BadFrame
+    if len(name) > SERVICE_NAME_MAX or name.find(b"\0") != len(name) - 1 or (source + b"\0")[63:64] not in (b"", b"\0"):
+        raise BadFrame
+    if target[-1:] != b"\0":
+        raise BadFrame
+    source, target = source.partition(b"\0")[0], target.partition(b"\0")[0]
+    return TRIGGER_PARAMS.pack(source, target, b"") + name
+
+
+class Callers:
+    """The trigger socket and its clients. What they do wrong ends their own call, nothing else."""
+
+    def __init__(self, path: str, send: Callable[[int, int, bytes], None]) -> None:
+        self.path = path
+        self.send = send
+        self.listener: _socket.socket | None = None
+        self.clients: dict[int, Caller] = {}
+        self.asked: dict[bytes, Caller | None] = {}
+        self.streams: dict[int, Caller] = {}
+        self.count = 0
+
+    def listen(self) -> None:
+        """Make the trigger socket, for all users of the guest. Without it there are no calls from the guest."""
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        folder, temporary = os.path.dirname(self.path), f"{self.path}.{os.getpid()}"
+        try:
+            if not os.path.isdir(folder):
+                os.mkdir(folder)
+                os.chmod(folder, 0o755)  # noqa: S103
+            listener.bind(temporary)
+            os.chmod(temporary, 0o666)  # noqa: S103
+            listener.listen(CALLERS_MAX)
+            os.rename(temporary, self.path)  # whoever sees the socket can connect to it
+        except OSError as error:
+            log(f"cannot make {self.path}, so this guest cannot call services: {error}")
+            listener.close()
+            return
+        listener.setblocking(False)
+        self.listener = listener
+
+    def list_waits(self, may_read: bool) -> dict[int, tuple[Caller | None, int]]:
+        """Return what to poll for. New clients wait in the listener's queue while there are too many."""
+        waits: dict[int, tuple[Caller | None, int]] = {}
+        waits.update({fd: (client, client.list_events(may_read)) for fd, client in self.clients.items()})
+        if self.listener and len(self.clients) < CALLERS_MAX:
+            waits[self.listener.fileno()] = (None, select.POLLIN)
+        return waits
+
+    def serve(self, client: Caller | None, events: int) -> None:
+        """Act on what poll(2) has reported for a client, or for the listener."""
+        if client is None:
+            self.accept()
+        elif self.clients.get(client.fd) is not client:
+            return  # dropped since, and its descriptor may be another's
+        elif events & (select.POLLHUP | select.POLLERR) and not client.is_over:
+            self.drop(client)
+        else:
+            self._attempt(client, lambda: self._move(client, events))
+
+    def accept(self) -> None:
+        """Take one new client, if there is one still."""
+        if self.listener:
+            try:
+                new_fd, _ = self.listener._accept()  # type: ignore[attr-defined]  # what socket.accept is made of
+            except BlockingIOError:
+                return
+            except OSError:  # too many open files: the client waits, and this loop must not spin
+                time.sleep(AWAY_POLL)
+                return
+            os.set_blocking(new_fd, False)
+            self.clients[new_fd] = Caller(new_fd)
+
+    def _attempt(self, client: Caller, action: Callable[[], None]) -> None:
+        """Do something for a client; when that fails, its call is over."""
+        try:
+            action()
+        except BlockingIOError:
+            pass
+        except (OSError, BadFrame):
+            self.drop(client)
+
+    def _move(self, client: Caller, events: int) -> None:
+        """Read and write what can be. Raises OSError or BadFrame."""
+        if events & select.POLLOUT:
+            client.write()
+            self._grant(client)
+        if events & select.POLLIN:
+            data = os.read(client.fd, BODY_MAX)
+            if not data:
+                raise BadFrame
+            client.inbox += data
+            self._pass_on(client)
+        if client.is_over and (not client.outbox or events & (select.POLLHUP | select.POLLERR)):
+            self.drop(client)
+
+    def _grant(self, client: Caller) -> None:
+        grant = client.take_grant() if client.stream else 0
+        if grant:
+            self.send(client.stream, CREDIT, NUMBER.pack(grant))
+
+    def _pass_on(self, client: Caller) -> None:
+        """Send the host what the client has sent: its request, when it is its turn, or data. Raises BadFrame."""
+        while client.stream and (data := client.take_data()) is not None:
+            self.send(client.stream, DATA_STDIN, data)
+        is_asking = not client.stream and not client.number
+        if is_asking and client.has_message() and len(self.asked) < TRIGGERS_MAX:
+            request = bytearray(parse_trigger(*client.take_message()))
+            self.count += 1
+            client.number = self.count
+            ident = b"SOCKET%d" % self.count
+            request[128 : 128 + len(ident)] = ident
+            self.asked[ident] = client
+            self.send(0, TRIGGER_SERVICE4, bytes(request))
+
+    def answer(self, stream: int, kind: int, body: bytes) -> None:
+        """Act on the host's answer to a request. When its client is gone, so is the call."""
+        client = self.asked.pop(body.partition(b"\0")[0], None)
+        if kind == SERVICE_CONNECT and client and stream not in self.streams:
+            client.stream = stream
+            self.streams[stream] = client
+            self._attempt(client, lambda: client.put(SERVICE_CONNECT, b""))
+        elif kind == SERVICE_CONNECT:
+            self.send(stream, CLOSE, b"")
+        elif client:
+            self.drop(client)
+
+    def dispatch(self, stream: int, kind: int, body: bytes) -> None:
+        """Act on a frame from the host for one of our streams."""
+        client = self.streams[stream]
+        if kind == CREDIT and len(body) == NUMBER.size:
+            client.credit += NUMBER.unpack(body)[0]
+            self._attempt(client, lambda: self._pass_on(client))
+        elif kind in (DATA_STDOUT, DATA_STDERR):
+            client.ungranted += HEADER.size + len(body) if body else 0
+            self._attempt(client, lambda: client.put(kind, body))
+            self._grant(client)
+        elif kind == DATA_EXIT_CODE:
+            del self.streams[stream]
+            client.stream, client.is_over = 0, True
+            self._attempt(client, lambda: client.put(kind, body))
+            self._attempt(client, lambda: self._move(client, 0))
+        elif kind == CLOSE:
+            del self.streams[stream]
+            client.stream = 0
+            self.drop(client)
+
+    def drop(self, client: Caller) -> None:
+        """End a client's call, and close its socket. The host still answers what was asked."""
+        if self.clients.pop(client.fd, None) is None:
+            return
+        os.close(client.fd)
+        ident = b"SOCKET%d" % client.number
+        if self.asked.get(ident) is client:
+            self.asked[ident] = None
+        if client.stream:
+            del self.streams[client.stream]
+            self.send(client.stream, CLOSE, b"")
+            client.stream = 0
+
+    def drop_all(self) -> None:
+        """End all calls: the host knows nothing of them any more."""
+        self.asked.clear()
+        self.streams.clear()
+        for client in list(self.clients.values()):
+            client.stream = 0
+            self.drop(client)
+
+    def look_at_clock(self, now: float) -> None:
+        """Ask for those whose turn it is now, and end those that have taken too long to ask."""
+        for client in [one for one in self.clients.values() if not one.number]:
+            if client.has_message():
+                self._attempt(client, lambda client=client: self._pass_on(client))  # type: ignore[misc]
+            elif now >= client.deadline:
+                self.drop(client)
+
+    def list_deadlines(self) -> list[float]:
+        """Return the moments at which `look_at_clock` has something to do."""
+        return [one.deadline for one in self.clients.values() if not one.number and not one.has_message()]
 
 
 def power_off() -> None:
@@ -340,17 +1121,17 @@ def power_off() -> None:
 
 
 class Agent:
-    """The loop: one port, any number of commands, one thread."""
+    """The loop: one port, any number of calls both ways, one thread."""
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: Port, trigger_socket: str = "") -> None:
         self.port = port
+        self.calls = Calls(self.send)
+        self.callers = Callers(trigger_socket, self.send)
         self.parser = Parser()
         self.out = bytearray()
         self.nonce = b""
         self.is_synced = False
         self.asked_at = 0.0
-        self.commands: dict[int, Command] = {}
-        self.doomed: dict[int, float] = {}
         self.wake_fd, self.wake_write_fd = os.pipe()
         for fd in (self.wake_fd, self.wake_write_fd):
             os.set_blocking(fd, False)
@@ -365,6 +1146,8 @@ class Agent:
 
     def run(self) -> None:
         """Serve for ever."""
+        if self.callers.path:
+            self.callers.listen()
         while True:
             if self.port.fd < 0 and not self._open():
                 time.sleep(AWAY_POLL)
@@ -378,9 +1161,9 @@ class Agent:
         return True
 
     def desync(self) -> None:
-        """Start over: end all commands, and ask the host for a SYNC. Padding completes what was half sent."""
-        for stream in list(self.commands):
-            self.close_stream(stream)
+        """Start over: end all calls, and ask the host for a SYNC. Padding completes what was half sent."""
+        self.calls.close_all()
+        self.callers.drop_all()
         self.nonce = make_nonce()
         self.is_synced = False
         self.out[:] = PADDING
@@ -392,49 +1175,42 @@ class Agent:
         self.asked_at = time.monotonic()
 
     def _turn(self) -> None:
-        pipes = self._pipes()
+        may_read = len(self.out) < OUT_HIGH
+        pipes = self.calls.list_waits(may_read)
+        callers = self.callers.list_waits(may_read) if self.is_synced else {}
         poll = select.poll()
         poll.register(self.port.fd, select.POLLIN | (select.POLLOUT if self.out else 0))
         poll.register(self.wake_fd, select.POLLIN)
-        for fd, (_, kind) in pipes.items():
-            poll.register(fd, select.POLLOUT if kind == DATA_STDIN else select.POLLIN)
-        for fd, _ in poll.poll(self._timeout() * 1000):
+        for fd, (_, _, wanted) in pipes.items():
+            poll.register(fd, wanted)
+        for fd, (_, wanted) in callers.items():
+            poll.register(fd, wanted)
+        for fd, events in poll.poll(self._timeout() * 1000):
             if fd == self.wake_fd:
                 os.read(self.wake_fd, 512)
-                self.reap()
+                self.calls.reap()
             elif fd in pipes:
-                self.serve_pipe(*pipes[fd], fd)
+                self.calls.serve(*pipes[fd][:2], fd, events)
+            elif fd in callers:
+                self.callers.serve(callers[fd][0], events)
             elif fd == self.port.fd:
                 self.read_port()
         self._look_at_clock()
         self.write_port()
 
-    def _pipes(self) -> dict[int, tuple[Command, int]]:
-        """Return the pipes that may move bytes now. The others must stay out: poll reports their hang-ups."""
-        pipes = {}
-        may_read = len(self.out) < OUT_HIGH
-        for command in self.commands.values():
-            if command.stdin and command.stdin_fd >= 0:
-                pipes[command.stdin_fd] = (command, DATA_STDIN)
-            if may_read and command.credit >= CREDIT_MIN:
-                pipes.update({fd: (command, kind) for kind, fd in command.outputs.items()})
-        return pipes
-
     def _timeout(self) -> float:
         """Return the seconds until the next thing that the clock decides."""
         now = time.monotonic()
-        times = [*self.doomed.values(), *(command.deadline for command in self.commands.values())]
+        times = self.calls.list_deadlines(now) + self.callers.list_deadlines()
         if not self.is_synced and not self.out:
             times.append(self.asked_at + ASK_AGAIN)
         return max(0.0, min((moment - now for moment in times if moment > now), default=3600.0)) + 0.001
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
-        for command in [command for command in self.commands.values() if command.is_over()]:
-            self.finish(command)
-        for pid in [pid for pid, deadline in self.doomed.items() if deadline <= now]:
-            del self.doomed[pid]
-            signal_group(pid, signal.SIGKILL)
+        self.calls.look_at_clock(now)
+        if self.is_synced:
+            self.callers.look_at_clock(now)
         if not self.is_synced and not self.out and now >= self.asked_at + ASK_AGAIN:
             self.ask_sync()
 
@@ -476,7 +1252,7 @@ class Agent:
             self.lose_port("the socket's other end is closed")
         self.desync()
         while self.port.fd >= 0 and self.port.is_host_away():
-            self.reap()
+            self.calls.reap()
             self._look_at_clock()
             time.sleep(AWAY_POLL)
 
@@ -523,103 +1299,17 @@ class Agent:
 
     def dispatch(self, stream: int, kind: int, body: bytes) -> None:
         """Act on one frame from the host. Frames for a stream that has ended are late, not wrong."""
-        command = self.commands.get(stream)
-        if kind == EXEC_CMDLINE:
-            self.start(stream, body)
-        elif kind == POWEROFF:
+        if kind == POWEROFF:
             with contextlib.suppress(OSError):  # no more processes: the host will pull the plug
                 power_off()
-        elif command is None:
-            return
-        elif kind == DATA_STDIN:
-            self.take_stdin(command, body)
-        elif kind == CREDIT and len(body) == NUMBER.size:
-            command.credit += NUMBER.unpack(body)[0]
-        elif kind == CLOSE:
-            self.close_stream(stream)
-
-    def start(self, stream: int, body: bytes) -> None:
-        """Run `USER:COMMAND` as the new stream `stream`."""
-        name, _, text = body.partition(b"\0")[0].partition(b":")
-        try:
-            if stream in self.commands or len(self.commands) >= STREAMS_MAX:
-                raise LookupError("the guest's agent runs too many commands already")
-            self.commands[stream] = Command(stream, find_user(name), text)
-        except LookupError as error:
-            self.refuse(stream, str(error))
-        except OSError as error:
-            self.refuse(stream, f"the guest cannot start another process: {error}")
-
-    def refuse(self, stream: int, sentence: str) -> None:
-        """End a stream whose command was never run."""
-        self.send(stream, DATA_STDERR, sentence.encode(errors="replace")[:1024] + b"\n")
-        for kind in (DATA_STDOUT, DATA_STDERR):
-            self.send(stream, kind, b"")
-        self.send(stream, DATA_EXIT_CODE, NUMBER.pack(EXIT_TROUBLE))
-
-    def take_stdin(self, command: Command, body: bytes) -> None:
-        """Pass on what the host sent; an empty body is the end."""
-        if body:
-            command.ungranted += HEADER.size + len(body)
-            command.stdin += body
+        elif kind in (SERVICE_CONNECT, SERVICE_REFUSED):
+            if stream in self.calls.by_stream or (kind == SERVICE_CONNECT) != (stream != 0):
+                raise BadFrame
+            self.callers.answer(stream, kind, body)
+        elif stream in self.callers.streams:
+            self.callers.dispatch(stream, kind, body)
         else:
-            command.has_stdin_ended = True
-        self.serve_pipe(command, DATA_STDIN, command.stdin_fd)
-
-    def serve_pipe(self, command: Command, kind: int, fd: int) -> None:
-        """Move bytes between one pipe of a command and its stream."""
-        if kind == DATA_STDIN:
-            command.write_stdin()
-            grant = command.take_grant()
-            if grant:
-                self.send(command.stream, CREDIT, NUMBER.pack(grant))
-        elif command.outputs.get(kind) == fd and command.credit >= CREDIT_MIN:
-            self.read_output(command, kind, fd)
-
-    def read_output(self, command: Command, kind: int, fd: int) -> None:
-        """Send what the command has written, or the end of it."""
-        try:
-            data = os.read(fd, min(BODY_MAX, command.credit - HEADER.size))
-        except BlockingIOError:
-            return
-        if data:
-            command.credit -= HEADER.size + len(data)
-            if kind in command.left:
-                command.left[kind] -= len(data)
-        else:
-            os.close(command.outputs.pop(kind))
-        self.send(command.stream, kind, data)
-
-    def reap(self) -> None:
-        """Collect every child that has ended, also adopted ones (the agent may be PID 1)."""
-        by_pid = {command.pid: command for command in self.commands.values()}
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self.doomed.pop(pid, None)
-            if pid in by_pid:
-                code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
-                by_pid[pid].note_exit(code)
-
-    def finish(self, command: Command) -> None:
-        """Send the ends of the outputs that are still open, and the exit code."""
-        for kind in command.outputs:
-            self.send(command.stream, kind, b"")
-        self.send(command.stream, DATA_EXIT_CODE, NUMBER.pack(command.exit_code or 0))
-        command.close()
-        del self.commands[command.stream]
-
-    def close_stream(self, stream: int) -> None:
-        """Close the pipes of a caller that is gone, hang up the process group, and kill it after a grace."""
-        command = self.commands.pop(stream)
-        command.close()
-        if command.exit_code is None:
-            signal_group(command.pid, signal.SIGHUP)
-            self.doomed[command.pid] = time.monotonic() + KILL_GRACE
+            self.calls.dispatch(stream, kind, body)
 
 
 def signal_group(pid: int, number: int) -> None:
@@ -632,19 +1322,21 @@ def signal_group(pid: int, number: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the agent: `agent.py [--port DEVICE | --socket PATH]`."""
-    path, is_socket = "", False
-    if len(arguments) == 2 and arguments[0] in ("--port", "--socket"):
-        path, is_socket = arguments[1], arguments[0] == "--socket"
-    elif arguments:
-        log("usage: agent.py [--port DEVICE | --socket PATH]")
+    """Run the agent: `agent.py [--port DEVICE | --socket PATH] [--trigger-socket PATH]`."""
+    options = dict(zip(arguments[::2], arguments[1::2]))  # noqa: B905  not in Python 3.9
+    known = {"--port", "--socket", "--trigger-socket"}
+    if len(options) * 2 != len(arguments) or options.keys() - known or {"--port", "--socket"} <= options.keys():
+        log("usage: agent.py [--port DEVICE | --socket PATH] [--trigger-socket PATH]")
         return 2
+    is_socket = "--socket" in options
+    port = Port(options.get("--socket") or options.get("--port", ""), is_socket)
+    trigger_socket = options.get("--trigger-socket", "" if is_socket else TRIGGER_SOCKET)
     while True:  # an init without a console may have closed 0-2, which pipes must never become
         fd = os.open("/dev/null", os.O_RDWR)
         if fd > 2:
             os.close(fd)
             break
-    Agent(Port(path, is_socket)).run()
+    Agent(port, trigger_socket).run()
     return 0
 
 

@@ -10,6 +10,11 @@ _GUEST = os.path.join(os.path.dirname(os.path.dirname(_FOLDER)), "guest")
 
 LIBRARY = "usr/lib/crannog"
 AGENT = LIBRARY + "/agent.py"
+UNIT = "usr/lib/systemd/system/crannog-agent.service"
+SERVICES = "etc/qubes-rpc"
+CONFIGS = "etc/qubes/rpc-config"
+_CLIENT = "usr/bin/qrexec-client-vm"
+_COPIES = ("qvm-copy", "qvm-copy-to-vm", "qvm-move", "qvm-move-to-vm")
 _HOOKS = {"initramfs-tools": "usr/share/initramfs-tools", "dracut": "usr/lib/dracut/modules.d/90crannog"}
 """Folders beside the agent, and where the programs that make an initramfs look for what is in them."""
 
@@ -57,12 +62,11 @@ def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
     script, folder = 0o755, 0o755
     systemd = "etc/systemd/system"
     return [
-        GuestFile(LIBRARY, folder),
+        *list_agent_files(agent),
         *(
             GuestFile(f"{LIBRARY}/{name}", script, read_file(name))
-            for name in ("sysinit", "private-volume", "coldplug", "grow-volume", "shutdown")
+            for name in ("sysinit", "private-volume", "coldplug", "shutdown")
         ),
-        GuestFile(AGENT, script, agent),
         GuestFile("etc/inittab", content=read_file("inittab")),
         GuestFile("usr/sbin/init", target="../bin/busybox"),
         GuestFile("usr/sbin/modprobe", target="../bin/busybox"),
@@ -72,12 +76,11 @@ def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
         GuestFile("etc/acpi/PWRF", folder),
         GuestFile("etc/acpi/PWRF/00000080", script, read_file("power-button")),
         # Without effect until somebody installs systemd as init.
-        GuestFile("usr/lib/systemd/system/crannog-agent.service", content=_read_guest("crannog-agent.service")),
         GuestFile(systemd, folder),
         GuestFile(f"{systemd}/multi-user.target.wants", folder),
         GuestFile(
             f"{systemd}/multi-user.target.wants/crannog-agent.service",
-            target="/usr/lib/systemd/system/crannog-agent.service",
+            target=f"/{UNIT}",
         ),
         GuestFile("etc/hostname", content=hostname.encode() + b"\n"),
         GuestFile("etc/hosts", content=read_file("hosts")),
@@ -85,6 +88,31 @@ def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
         GuestFile(f"{LIBRARY}/layers.sh", content=read_layers()),
         *(file for name, place in _HOOKS.items() for file in _list_hooks(name, place)),
     ]
+
+
+def list_agent_files(agent: bytes) -> list[GuestFile]:
+    """Return what makes any Linux a guest: the agent and its unit, the services, and the tools that call services."""
+    script, folder = 0o755, 0o755
+    return [
+        *(GuestFile(path, folder) for path in (LIBRARY, "usr/lib/qubes", SERVICES, "etc/qubes", CONFIGS)),
+        GuestFile(AGENT, script, agent),
+        GuestFile(UNIT, content=_read_guest("crannog-agent.service")),
+        GuestFile(f"{LIBRARY}/grow-volume", script, read_file("grow-volume")),
+        GuestFile(f"{LIBRARY}/qfile.py", script, _read_guest("qfile.py")),
+        GuestFile(f"{LIBRARY}/qvm_copy.py", script, _read_guest("qvm_copy.py")),
+        *(GuestFile(f"usr/bin/{name}", target=f"/{LIBRARY}/qvm_copy.py") for name in _COPIES),
+        GuestFile(_CLIENT, script, _read_guest("qrexec_client_vm.py")),
+        GuestFile("usr/lib/qubes/qrexec-client-vm", target=f"/{_CLIENT}"),
+        *_list_folder("services", SERVICES, script),
+        GuestFile(f"{SERVICES}/qubes.VMExecGUI", target="qubes.VMExec"),
+        *_list_folder("rpc-config", CONFIGS, 0o644),
+    ]
+
+
+def _list_folder(name: str, place: str, mode: int) -> list[GuestFile]:
+    """Return the files of one folder beside the agent that belong to services."""
+    names = sorted(file for file in os.listdir(os.path.join(_GUEST, name)) if file.startswith("qubes."))
+    return [GuestFile(f"{place}/{file}", mode, _read_guest(name, file)) for file in names]
 
 
 def read_layers() -> bytes:

@@ -1,0 +1,157 @@
+"""Calls between real guests, and from guests to this host, as the policy says."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm.home import Home, wait_until
+
+pytestmark = pytest.mark.vm
+
+RULES = """
+test.Echo      *  @anyvm  dom0   allow
+test.Echo      *  caller  target allow
+test.Root      *  caller  target allow user=root
+test.Idle      *  caller  idle   allow autostart=no
+test.Loop      *  @anyvm  @anyvm allow
+test.Throw     *  caller  @dispvm allow
+qubes.Filecopy *  caller  target allow
+test.Ask       *  caller  target ask
+"""
+ECHO = '#!/bin/sh\ncat; echo "$QREXEC_REMOTE_DOMAIN $QREXEC_SERVICE_ARGUMENT"; exit 5\n'
+
+
+def install(home: Home, vm: str, service: str, script: str) -> None:
+    """Put a service into a running VM."""
+    place = f"/usr/local/etc/qubes-rpc/{service}"
+    home.ok(
+        "qvm-run", "--user", "root", vm, f"mkdir -p {os.path.dirname(place)} && cat > {place} && chmod 755 {place}",
+        stdin=script.encode(),
+    )  # fmt: skip
+
+
+def call(home: Home, target: str, service: str, data: bytes = b"", vm: str = "caller") -> tuple[str, str, int]:
+    done = home.run("qvm-run", vm, f"qrexec-client-vm {target} {service}", stdin=data)
+    return done.stdout.decode(), done.stderr.decode(), done.returncode
+
+
+@pytest.fixture(scope="module")
+def home(shared_home: Home) -> Iterator[Home]:
+    """Return the home with two running VMs, `caller` and `target`, a halted one, `idle`, and the rules above."""
+    folder = Path(shared_home.path)
+    (folder / "policy.d").mkdir(exist_ok=True)
+    (folder / "policy.d" / "30-test.policy").write_text(RULES)
+    (folder / "qubes-rpc").mkdir(exist_ok=True)
+    service = folder / "qubes-rpc" / "test.Echo"
+    service.write_text(ECHO)
+    service.chmod(0o755)
+    for name in ("caller", "target", "idle"):
+        shared_home.ok("qvm-create", "--template", "debian-12", name)
+    for name in ("caller", "target"):
+        shared_home.ok("qvm-start", "--wait", name)
+    install(shared_home, "target", "test.Echo", ECHO)
+    install(shared_home, "target", "test.Root", "#!/bin/sh\nid -un\n")
+    yield shared_home
+    for name in ("caller", "target", "idle"):
+        shared_home.run("qvm-kill", name)
+        shared_home.ok("qvm-remove", "--force", name)
+    (folder / "policy.d" / "30-test.policy").unlink()
+    service.unlink()
+
+
+def last_decisions(home: Home, count: int = 1) -> list[dict[str, object]]:
+    return [json.loads(line) for line in Path(home.path, "log/policy.log").read_text().splitlines()[-count:]]
+
+
+def test_a_service_of_this_host(home: Home) -> None:
+    assert call(home, "dom0", "test.Echo+arg", b"hello ") == ("hello caller arg\n", "", 5)
+    (told,) = last_decisions(home)
+    assert (told["source"], told["service"], told["argument"], told["decision"]) == (
+        "caller",
+        "test.Echo",
+        "+arg",
+        "allow",
+    )
+    assert str(told["rule"]).endswith("30-test.policy:2")
+
+
+def test_a_service_of_another_vm(home: Home) -> None:
+    assert call(home, "target", "test.Echo+x", b"hello ") == ("hello caller x\n", "", 5)
+    assert call(home, "target", "test.Root")[0] == "root\n"
+
+
+def test_megabytes_between_vms(home: Home) -> None:
+    command = "head -c 3000000 /dev/urandom > /tmp/data; md5sum < /tmp/data; "
+    command += "qrexec-client-vm target test.Echo < /tmp/data | head -c 3000000 | md5sum"
+    sent, came = home.ok("qvm-run", "caller", command).splitlines()
+    assert sent == came
+
+
+@pytest.mark.parametrize(
+    ("target", "service"),
+    [
+        ("dom0", "test.Unknown"),
+        ("target", "qubes.VMShell"),
+        ("no-such-vm", "test.Echo"),
+        ("caller", "test.Loop"),
+        ("idle", "test.Idle"),
+        ("dom0", "admin.vm.List"),
+        ("dom0", "+x"),
+    ],
+)
+def test_what_is_refused(home: Home, target: str, service: str) -> None:
+    output, complaint, code = call(home, target, service)
+    assert (output, code) == ("", 126)
+    assert "Request refused" in complaint
+    assert home.state("idle") == "Halted"
+
+
+def test_nobody_to_ask(home: Home) -> None:
+    assert call(home, "target", "test.Ask")[2] == 126
+    assert "crannog policy agent" in str(last_decisions(home)[0]["reason"])
+
+
+def test_the_target_is_started(home: Home) -> None:
+    rules = Path(home.path, "policy.d/20-start.policy")
+    rules.write_text("test.Echo * caller idle allow\n")
+    try:
+        code = call(home, "idle", "test.Echo")[2]
+        assert home.state("idle") == "Running"
+        assert code == 127, "there is no such service in it"
+    finally:
+        rules.unlink()
+        home.run("qvm-kill", "idle")
+
+
+def test_files_are_copied(home: Home) -> None:
+    home.ok("qvm-run", "caller", "mkdir -p d/e && echo one > d/a && echo two > d/e/b && chmod 700 d/e")
+    home.ok("qvm-run", "caller", "qvm-copy-to-vm target d")
+    found = home.ok("qvm-run", "target", "cd QubesIncoming/caller && cat d/a d/e/b && stat -c %a d/e")
+    assert found == "one\ntwo\n700\n"
+    assert home.run("qvm-run", "caller", "qvm-copy-to-vm target d").returncode != 0, "it is there already"
+
+
+def test_a_process_that_is_killed_ends_its_calls(home: Home) -> None:
+    install(home, "target", "test.Echo+slow", "#!/bin/sh\nsleep 60\n")
+    with home.popen("qvm-run", "caller", "qrexec-client-vm target test.Echo+slow; echo ended $?", stdout=-1) as tool:
+        wait_until(lambda: "sleep 60" in home.ok("qvm-run", "target", "ps ax"), "the service runs")
+        os.kill(home.rpc_process("target"), signal.SIGKILL)
+        output, _ = tool.communicate(timeout=60)
+        assert output.startswith(b"ended ")
+        assert output != b"ended 0\n"
+    deadline = time.monotonic() + 30
+    while call(home, "target", "test.Echo")[2] != 5:
+        assert time.monotonic() < deadline, "calls work again after a while"
+
+
+def test_the_caller_that_ends_takes_the_service_along(home: Home) -> None:
+    install(home, "target", "test.Echo+long", "#!/bin/sh\nexec sleep 61\n")
+    with home.popen("qvm-run", "caller", "exec qrexec-client-vm target test.Echo+long", stdout=-1) as tool:
+        wait_until(lambda: "sleep 61" in home.ok("qvm-run", "target", "ps ax"), "the service runs")
+        tool.kill()
+    wait_until(lambda: "sleep 61" not in home.ok("qvm-run", "target", "ps ax"), "the service is gone")
