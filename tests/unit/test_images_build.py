@@ -61,7 +61,13 @@ def test_kernel_is_complete(tmp_path: Path, mirror: FakeMirror) -> None:
     assert sorted(os.listdir(image.path)) == ["initramfs", "kernel.json", "modules.img", "vmlinux"]
     assert Path(image.path, "vmlinux").read_bytes() == ELF
     facts = json.loads(Path(image.path, "kernel.json").read_text())
-    assert facts == {"release": RELEASE, "version": BANNER, "format": "elf", "kernelopts": KERNELOPTS}
+    assert facts == {
+        "release": RELEASE,
+        "version": BANNER,
+        "format": "elf",
+        "kernelopts": KERNELOPTS,
+        "layers": True,
+    }
     assert told == ["debian-12: downloading packages (0 s)"] * 2
 
 
