@@ -240,6 +240,14 @@ def read_drivers(data: bytes) -> dict[str, list[str]]:
     return {line.split(" ")[0]: line.split(" ")[1:] for line in _lines(data)}
 
 
+def read_policy(data: bytes) -> tuple[str, str]:
+    """Return the token of a policy file, and its content."""
+    token, separator, content = data.decode().partition("\n")
+    assert separator
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", token), token
+    return token, content
+
+
 def read_nothing(data: bytes) -> None:
     assert data == b""
 
@@ -283,10 +291,12 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     (r"admin\.vm\.device\.[a-z]+\.(Available|Assigned|Attached)", read_devices),
     (r"admin\.vm\.firewall\.Get", read_rules),
     (r"internal\.GetSystemInfo", json.loads),
+    (r"policy\.((include\.)?List|GetFiles)", _lines),
+    (r"policy\.(include\.)?Get", read_policy),
     (r"internal\.vm\.volume\.ImportBegin", read_place),
     (r"(crannog\.[A-Za-z.]+|admin\.(vm\.)?property\.Help|admin\.vm\.(Console|notes\.Get))", bytes.decode),
     (r"(admin\.[A-Za-z.]+\.List)", _lines),
-    (r"(admin|internal|qubes)\.[A-Za-z._]+", read_nothing),
+    (r"(admin|internal|policy|qubes)\.[A-Za-z._]+", read_nothing),
 )
 
 

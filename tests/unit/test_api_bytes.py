@@ -6,7 +6,7 @@ import pytest
 
 from crannog.api.table import METHODS
 from crannog.core.registry import Registry
-from tests.unit import test_api_bytes_devices, test_api_bytes_storage, test_api_bytes_vms
+from tests.unit import test_api_bytes_devices, test_api_bytes_policy, test_api_bytes_storage, test_api_bytes_vms
 from tests.unit.api_world import CONNECTED, Client, ask, event, until
 from tests.unit.bytes_client import (
     CLASSES,
@@ -34,7 +34,12 @@ from tests.unit.bytes_world import (
     say,
 )
 
-TALKS = (*test_api_bytes_vms.TALKS, *test_api_bytes_storage.TALKS, *test_api_bytes_devices.TALKS)
+TALKS = (
+    *test_api_bytes_vms.TALKS,
+    *test_api_bytes_storage.TALKS,
+    *test_api_bytes_devices.TALKS,
+    *test_api_bytes_policy.TALKS,
+)
 STREAMS = {"admin.Events", "admin.vm.Stats", "crannog.vm.volume.Export"}
 # Methods that clients know and that always fail, with how they do.
 UNSERVED = {
@@ -65,7 +70,8 @@ def test_every_method_has_a_case() -> None:
     }
     assert unserved == set().union(*UNSERVED.values())
     assert served & unserved == set()
-    assert served | unserved | STREAMS == set(METHODS)
+    plain = {exchange.method for spoken in test_api_bytes_policy.PLAIN for exchange in spoken.exchanges}
+    assert served | unserved | STREAMS | plain == set(METHODS)
 
 
 def test_every_kind_of_error_of_the_cases_is_one_that_clients_know() -> None:

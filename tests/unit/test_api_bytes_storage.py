@@ -508,6 +508,17 @@ OTHERS = (
         say("crannog.pool.FindWaste+vm-pool dom0", ok('{"found": [], "remarks": []}')),
         say("crannog.pool.Collect+vm-pool dom0", ok('{"found": [], "remarks": []}')),
         say("crannog.vm.volume.Accept+private work", ok()),
+        say("crannog.pool.Usage+vm-pool dom0",
+            ok("driver=qcow2\nsize=<N>\nused=<N>\nvolumes=15\nvirtual=<N>\nreal=<N>\n")),
+        say("crannog.pool.Usage+linux-kernel dom0",
+            ok("driver=linux-kernel\nsize=<N>\nused=<N>\nvolumes=1\n")),
+        say("crannog.pool.Usage+ dom0", EXPECTED_ARGUMENT),
+        say("crannog.pool.Usage+vm-pool dom0", UNEXPECTED_PAYLOAD, b"x"),
+        say("crannog.pool.Usage+vm-pool work", ONLY_DOM0),
+        say(
+            "crannog.pool.Usage+no%pe dom0",
+            error("QubesException", "NotFoundError", "there is no pool 'no%%pe'; 'qvm-pool list' lists the pools"),
+        ),
         say("crannog.pool.Check+vm-pool work", ONLY_DOM0),
         say(
             "crannog.pool.Check+nowhere dom0",

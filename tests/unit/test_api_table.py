@@ -14,7 +14,7 @@ from tests.fakes import Inside, build_inside, template_and_app
 READING = (
     "List", "Get", "GetAll", "GetDefault", "Help", "CurrentState", "Info", "Index", "Table", "Screenshot",
     "Diagnose", "Capabilities", "Events", "Stats", "GetSystemInfo", "ListDrivers", "UsageDetails", "ListSnapshots",
-    "Available", "Assigned", "Attached", "Check", "FindWaste",
+    "Available", "Assigned", "Attached", "Check", "FindWaste", "Usage", "GetFiles", "EvalSimple", "EvalGUI",
 )  # fmt: skip
 NAMES = sorted(METHODS)
 

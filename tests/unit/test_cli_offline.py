@@ -27,6 +27,7 @@ TOOLS = {
     "qvm-notes": qvm_notes.COMMAND, "qvm-prefs": qvm_prefs.COMMAND, "qvm-service": qvm_features.SERVICE,
     "qvm-tags": qvm_tags.COMMAND, "crannog kernel": kernel.COMMAND, "crannog store": store.COMMAND,
 }  # fmt: skip
+VOLUMES = ("root", "private", "volatile")
 R3 = """<QubesVmCollection default_template="1">
 <QubesAdminVm qid="0" name="dom0" label="black"/>
 <QubesTemplateVm qid="1" name="furrow" label="black" memory="400" maxmem="2000" vcpus="2"/>
@@ -191,6 +192,19 @@ def test_the_tools_work_as_they_are_installed(tools: Tools) -> None:
     assert (tools.ok("qvm-tags", "new", "list", "mail"), tools.ok("qvm-notes", "new")) == ("mail\n", "text\n")
     code, _, err = tools.run(("qvm-prefs", "nobody"), is_cold=True)
     assert (code, err) == (3, "qvm-prefs: there is no VM 'nobody'; qvm-ls lists the VMs that there are\n")
+
+
+def test_how_full_pools_are(tools: Tools) -> None:
+    sizes = [int(tools.ok("qvm-volume", "info", f"{vm}:{name}", "size")) for vm in ("tpl", "work") for name in VOLUMES]
+    row = tools.ok("qvm-pool", "usage", "--raw-data", "vm-pool").split("|")
+    name, driver, size, used, free, volumes, virtual, real = row
+    assert (name, driver, volumes, virtual) == ("vm-pool", "qcow2", str(len(sizes)), str(sum(sizes)))
+    assert int(size) == int(used) + int(free) > 0
+    assert int(real) < 2**20  # nothing was ever written to them
+    assert tools.ok("qvm-pool", "usage").splitlines()[0].split() == [
+        "NAME", "DRIVER", "SIZE", "USED", "FREE", "VOLUMES", "VIRTUAL", "REAL",
+    ]  # fmt: skip
+    assert tools.fails(3, "qvm-pool", "usage", "x") == "there is no pool 'x'; 'qvm-pool list' lists the pools"
 
 
 def test_properties_are_shown_set_and_reset(tools: Tools) -> None:

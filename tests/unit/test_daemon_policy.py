@@ -164,7 +164,8 @@ async def test_an_error_denies_everything_and_says_where(place: Place, caplog: p
     [
         (b"allow:other", "allow", None),
         (b"deny", "deny", "the user said no"),
-        (b"", "deny", "the user said no"),
+        (b"", "deny", "the program that asks gave no answer"),
+        (b"\n", "deny", "the user said no"),
         (b"allow:nobody", "deny", "not among the targets"),
         (b"allow:" + bytes(4000), "deny", "not among the targets"),
     ],

@@ -45,6 +45,8 @@ SPECIFIED = {
     *(f"internal.{name}" for name in (
         "GetSystemInfo", "vm.volume.ImportBegin", "vm.volume.ImportEnd", "SuspendPre", "SuspendPost")),
     "qubes.FeaturesRequest", "qubes.NotifyTools", "qubes.NotifyUpdates",
+    *(f"policy.{sort}{name}" for sort in ("", "include.") for name in ("List", "Get", "Replace", "Remove")),
+    "policy.GetFiles", "policy.EvalSimple", "policy.EvalGUI",
 }  # fmt: skip
 
 

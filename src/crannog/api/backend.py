@@ -14,10 +14,13 @@ from crannog.editing.editor import Editor
 from crannog.editing.exports import Exports
 from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
+from crannog.editing.policies import Policies
 from crannog.editing.pools import Pools
 from crannog.editing.population import Population
 from crannog.editing.upkeep import Upkeep
 from crannog.editing.volumes import Volumes
+from crannog.policy.decisions import Decision, Request
+from crannog.policy.system import SystemInfo
 
 
 class Power(Protocol):
@@ -69,6 +72,17 @@ class Power(Protocol):
         """Return what this host can and cannot do, a sentence each."""
 
 
+class Judge(Protocol):
+    """The policy that counts now, and the VMs that it is about."""
+
+    @property
+    def system(self) -> SystemInfo:
+        """The VMs as policy sees them."""
+
+    def decide(self, request: Request) -> Decision:
+        """Return the decision about a call."""
+
+
 class Backend(Protocol):
     """Everything that a method may do. Each change is saved before the call returns."""
 
@@ -82,6 +96,11 @@ class Backend(Protocol):
     pools: Pools
     devices: Devices
     firewall: Firewall
+    policies: Policies
+
+    @property
+    def policy(self) -> Judge:
+        """Who decides about calls."""
 
     @property
     def power(self) -> Power:

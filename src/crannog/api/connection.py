@@ -24,7 +24,7 @@ from crannog.api.framing import (
     parse_request,
 )
 from crannog.api.hangups import HangupWatch
-from crannog.api.table import Family, Follow, Outcome, Reply, begin, encode_reply
+from crannog.api.table import Family, Follow, Outcome, Reply, begin, encode_reply, is_plain
 from crannog.core.events import Event
 from crannog.errors import CrannogError, ProtocolError
 
@@ -223,7 +223,8 @@ class Connection:
 def _respond(request: Request, reply: Reply) -> bytes:
     """Return the response to a request that succeeded, if its reply can be written at all."""
     try:
-        return encode_ok(encode_reply(reply))
+        data = encode_reply(reply)
+        return data if is_plain(request.method) else encode_ok(data)
     except UnicodeEncodeError as error:  # a file's name, for instance
         return _explain(request, error)
 
@@ -232,8 +233,11 @@ def _explain(request: Request, error: Exception) -> bytes:
     """Return the response to a request that failed; an error of our own is logged, and told as one."""
     if isinstance(error, CrannogError):
         log.info("%s of %s: %s", request.method, request.destination, error)
-        return encode_error(error)
+        return _refuse(request, error)
     log.error("%s of %s ended with an error of our own", request.method, request.destination, exc_info=error)
-    return encode_error(
-        CrannogError(f"crannogd failed inside {request.method}; its log says where: see 'crannog doctor'")
-    )
+    sentence = f"crannogd failed inside {request.method}; its log says where: see 'crannog doctor'"
+    return _refuse(request, CrannogError(sentence))
+
+
+def _refuse(request: Request, error: CrannogError) -> bytes:
+    return b"" if is_plain(request.method) else encode_error(error)

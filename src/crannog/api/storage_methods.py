@@ -1,4 +1,4 @@
-"""Methods about what is wrong in pools, what nobody needs in them, and images that were changed behind our back."""
+"""Methods about what pools hold, what is wrong in them or unneeded, and images that were changed behind our back."""
 
 import json
 from dataclasses import asdict
@@ -35,6 +35,20 @@ async def find_waste(call: Call) -> str:
 async def collect(call: Call) -> str:
     """Delete what FindWaste finds, and return what is gone, in the same way."""
     return _render_waste(await call.backend.upkeep.collect(_pool(call)))
+
+
+@method("crannog.pool.Usage", ADMIN, argument=NEEDED)
+def pool_usage(call: Call) -> str:
+    """Return the driver of a pool and, in bytes, what it is and what is in it, as `key=value` lines.
+
+    `size` and `used` are those of its disk; `volumes` is how many volumes of the store it holds, `virtual` the sum of
+    their sizes, `real` what they take. Each is left out where it is not known.
+    """
+    usage = call.backend.pools.usage(_pool(call))
+    size, used = usage.space or (None, None)
+    values = {"driver": usage.driver, "size": size, "used": used, "volumes": usage.volumes}
+    values |= {"virtual": usage.virtual, "real": usage.real}
+    return "".join(f"{key}={value}\n" for key, value in values.items() if value is not None)
 
 
 @method("crannog.vm.volume.Accept", ANY, argument=NEEDED, access=Access.WRITE)

@@ -139,11 +139,14 @@ class Method:
     access: Access
     scope: Scope
     permission: Permission
+    is_plain: bool = False
+    """Whether the reply is the data alone, and a failure no reply: a service that is no part of the Admin API."""
     family: Family = field(init=False)
 
     def __post_init__(self) -> None:
         families = {"internal": Family.INTERNAL, "qubes": Family.MISC}
-        object.__setattr__(self, "family", families.get(self.name.partition(".")[0], Family.PUBLIC))
+        family = Family.MISC if self.is_plain else families.get(self.name.partition(".")[0], Family.PUBLIC)
+        object.__setattr__(self, "family", family)
 
     @property
     def help(self) -> str:
@@ -174,7 +177,7 @@ def _check_presence(unexpected: str, expected: str, presence: Presence, *, is_th
 METHODS: dict[str, Method] = {}
 
 
-def method(
+def method(  # noqa: PLR0913 - the words of a declaration
     name: str,
     destination: Destination,
     *,
@@ -183,6 +186,7 @@ def method(
     access: Access = Access.READ,
     scope: Scope | None = None,
     permission: Permission = Permission.CALL,
+    is_plain: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Declare the decorated function as the method called `name`.
 
@@ -191,7 +195,9 @@ def method(
     default = Scope.LOCAL if ".vm." in name else Scope.GLOBAL
 
     def register(handler: Handler) -> Handler:
-        METHODS[name] = Method(name, handler, destination, argument, payload, access, scope or default, permission)
+        METHODS[name] = Method(
+            name, handler, destination, argument, payload, access, scope or default, permission, is_plain
+        )
         return handler
 
     return register
@@ -205,6 +211,11 @@ def begin(backend: Backend, request: Request, family: Family) -> Outcome:
     if declared is None or declared.family is not family:
         raise ProtocolError(f"no such method: '{request.method[:100]}'")
     return declared.begin(backend, request, vm, source)
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a method answers with its data alone."""
+    return name in METHODS and METHODS[name].is_plain
 
 
 def encode_reply(reply: Reply) -> bytes:

@@ -15,6 +15,7 @@ COMMANDS = {
     "crannog doctor": "doctor:COMMAND",
     "crannog events": "events:COMMAND",
     "crannog kernel": "kernel:COMMAND",
+    "crannog policy": "policy:COMMAND",
     "crannog screenshot": "housekeeping:SCREENSHOT",
     "crannog services": "services:COMMAND",
     "crannog storage": "storage:COMMAND",

@@ -1,4 +1,4 @@
-"""qvm-pool: show, add, change and remove the pools in which volumes live."""
+"""qvm-pool: show, add, change and remove the pools in which volumes live, and say how full they are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from crannog.cli.actions import MANY, Actions, refuse_odd_options
 from crannog.cli.connect import OFFLINE, open_client
 from crannog.cli.options import COMMON, Command, Operand, Option
 from crannog.cli.request import refuse_odd_name, refuse_odd_value
-from crannog.cli.server_text import fetch, parse_fields, print_table
-from crannog.cli.tool import end, run
+from crannog.cli.server_text import fetch, misunderstood, parse_fields, print_table
+from crannog.cli.sizes import MAX_DIGITS, show_size
+from crannog.cli.tool import end, escape, run, say
 from crannog.errors import UsageError
 
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.
@@ -22,14 +23,16 @@ COMMAND = Command(
     Operand(
         "action",
         "ACTION",
-        "list (also ls, l; the default); info (i) POOL; add (a) POOL DRIVER; set (s) POOL, with -o; remove (rm, r) "
-        "POOL...; drivers (d)",
+        "list (also ls, l; the default); info (i) POOL; usage (u) [POOL...]; add (a) POOL DRIVER; set (s) POOL, with "
+        "-o; remove (rm, r) POOL...; drivers (d)",
         "?",
     ),
     Operand("words", "ARGUMENT", "what the action takes", "*"),
     Option("--option", "-o", metavar="KEY=VALUE,...", is_repeated=True, help="add and set: options; may be repeated"),
+    Option("--raw-data", help="usage: no heading; bytes, and columns separated by '|'"),
     Option("--list", "-l", help="the same as list"),
     Option("--info", "-i", help="the same as info"),
+    Option("--usage", "-u", help="the same as usage"),
     Option("--add", "-a", help="the same as add"),
     Option("--set", "-s", help="the same as set"),
     Option("--remove", "-r", help="the same as remove"),
@@ -37,7 +40,8 @@ COMMAND = Command(
     OFFLINE,
     *COMMON,
     examples=(
-        "  qvm-pool list\n  qvm-pool info vm-pool\n  qvm-pool drivers\n"
+        "  qvm-pool list\n  qvm-pool info vm-pool\n  qvm-pool usage\n  qvm-pool usage --raw-data vm-pool\n"
+        "  qvm-pool drivers\n"
         "  qvm-pool add disk qcow2 -o dir_path=/srv/vms,revisions_to_keep=2\n"
         "  qvm-pool add fast reflink -o dir_path=/srv/btrfs/vms\n"
         "  qvm-pool set disk -o revisions_to_keep=3\n  qvm-pool remove disk"
@@ -47,20 +51,34 @@ ACTIONS = Actions(
     {
         "list": (0, 0, "no argument"),
         "info": (1, 1, "the name of a pool"),
+        "usage": (0, MANY, "the names of pools"),
         "add": (2, 2, "the name of the pool, and its driver"),
         "set": (1, 1, "the name of a pool"),
         "remove": (1, MANY, "the names of pools"),
         "drivers": (0, 0, "no argument"),
     },
-    {"ls": "list", "l": "list", "i": "info", "a": "add", "s": "set", "rm": "remove", "r": "remove", "d": "drivers"},
+    {
+        "ls": "list",
+        "l": "list",
+        "i": "info",
+        "u": "usage",
+        "a": "add",
+        "s": "set",
+        "rm": "remove",
+        "r": "remove",
+        "d": "drivers",
+    },
 )
+USAGE = ("name", "driver", "size", "used", "free", "volumes", "virtual", "real")
+SIZES = ("size", "used", "free", "virtual", "real")
+ABSENT = "-"
 SETTINGS = ("revisions_to_keep", "ephemeral_volatile")
 
 
 def _act(options: Values) -> None:
     action, words = _find_action(options)
     pairs = parse_options(options.option)
-    refuse_odd_options(action, options, {"option": ("add", "set")})
+    refuse_odd_options(action, options, {"option": ("add", "set"), "raw_data": ("usage",)})
     for word in words:
         refuse_odd_name("pool or driver", word)
     if action == "set":
@@ -72,6 +90,8 @@ def _act(options: Values) -> None:
         _list_drivers(client)
     elif action == "info":
         _show(client, words[0])
+    elif action == "usage":
+        _print_usage(client, words, is_raw=options.raw_data)
     else:
         _change(client, action, words, pairs)
 
@@ -141,6 +161,36 @@ def _show(client: Caller, pool: str) -> None:
     info = _info(client, pool)
     details = parse_fields(method, fetch(client, method, argument=pool, missing=_missing(pool)))
     print_table(list({"name": pool, **info, **details}.items()))
+
+
+def _print_usage(client: Caller, pools: list[str], *, is_raw: bool) -> None:
+    """Print how full pools are; all of them, if none is named."""
+    rows = [_usage(client, pool) for pool in pools or fetch(client, "admin.pool.List").splitlines()]
+    if is_raw:
+        for row in rows:
+            say("|".join(escape(cell) for cell in row))
+    else:
+        shown = [[_show_cell(*pair) for pair in zip(USAGE, row, strict=True)] for row in rows]
+        print_table([[column.upper() for column in USAGE], *shown])
+
+
+def _usage(client: Caller, pool: str) -> list[str]:
+    """Return the cells of one pool, sizes in bytes; what is not known there is missing."""
+    method = "crannog.pool.Usage"
+    fields = parse_fields(method, fetch(client, method, argument=pool))
+    known = {"name": pool, "driver": fields.get("driver", ABSENT)}
+    known |= {key: text for key, text in fields.items() if key in USAGE and key not in known}
+    for key in USAGE[2:]:
+        text = known.get(key, "0")
+        if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
+            raise misunderstood(method, f"'{text[:80]}' is no number")
+    if "size" in known and "used" in known:
+        known["free"] = str(max(0, int(known["size"]) - int(known["used"])))
+    return [known.get(key, ABSENT) for key in USAGE]
+
+
+def _show_cell(column: str, text: str) -> str:
+    return show_size(int(text)) if column in SIZES and text != ABSENT else text
 
 
 def _change(client: Caller, action: str, words: list[str], pairs: dict[str, str]) -> None:

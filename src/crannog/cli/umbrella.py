@@ -13,6 +13,7 @@ COMMANDS = {
     "kernel": ("kernel:main", "list, add and remove the kernels that VMs get from the host"),
     "store": ("store:main", "check the store, go back to a former version, bring a file of Qubes over"),
     "storage": ("storage:main", "say what is wrong in the pools, and delete what nobody needs"),
+    "policy": ("policy:main", "say who may call what, and why; ask the user about calls"),
     "events": ("events:main", "print what happens, as it happens"),
     "screenshot": ("housekeeping:main_screenshot", "save the picture of a VM's emulated screen"),
     "daemon": ("housekeeping:main_daemon", "show or stop the daemon"),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from crannog.adapters.policy.shelf import FolderShelf
 from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.announcements import Announcements
@@ -17,6 +18,7 @@ from crannog.editing.editor import Editor
 from crannog.editing.exports import Exports
 from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
+from crannog.editing.policies import Policies
 from crannog.editing.pools import Pools
 from crannog.editing.population import Population
 from crannog.editing.volumes import Volumes
@@ -54,6 +56,7 @@ class Inventory:
         self.devices = Devices(self.editor, world.host_devices)
         self.firewall = Firewall(self.editor)
         self.policy = PolicyKeeper(registry, world.paths.policy_folders)
+        self.policies = Policies(FolderShelf(), world.paths.policy_folders)
 
     def permits(self, source: QubeBase, method: str, argument: str, vm: QubeBase) -> bool:
         """Tell whether policy lets a VM call a method on another."""

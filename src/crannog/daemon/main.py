@@ -76,13 +76,13 @@ def open_store(paths: Paths) -> tuple[FileStore, Registry]:
     return store, registry
 
 
-def build_world(paths: Paths, settings: Settings, store: FileStore, registry: Registry) -> World:
+def build_world(paths: Paths, settings: Settings, store: FileStore, registry: Registry, machines: Machines) -> World:
     """Choose the adapters."""
     return World(
         paths=paths,
         store=store,
         hypervisor=LibvirtHypervisor(paths, settings),
-        agents=VMProcesses(paths),
+        agents=VMProcesses(paths, machines.xid),
         pools=open_pools(paths, registry.pools.values()),
         kernels=KernelPool(paths.kernels),
         host_devices=SysfsDevices(),
@@ -92,8 +92,8 @@ def build_world(paths: Paths, settings: Settings, store: FileStore, registry: Re
 async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     """Run the daemon until SIGTERM or SIGINT. VMs go on running when it ends."""
     store, registry = open_store(paths)
-    world = build_world(paths, settings, store, registry)
     machines = Machines()
+    world = build_world(paths, settings, store, registry, machines)
     inventory = Inventory(world, registry, machines)
     StallWatch(world.hypervisor, registry, machines)
     volumes = [volume for vm in registry for volume in vm.volumes.values()]

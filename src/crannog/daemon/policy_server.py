@@ -115,6 +115,8 @@ class PolicyServer:
             return Deny(ask.request, f"{ask.origin}: {reason}", ask.rule)
         finally:
             self._questions -= 1
+        if not answer:
+            return Deny(ask.request, f"{ask.origin}: the program that asks gave no answer", ask.rule)
         action, _, target = answer.decode("ascii", "replace").strip().partition(":")
         return confirm(self._keeper.system, ask, target if action == "allow" else None)
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 from crannog.adapters.hostdevices.sysfs import SysfsDevices
+from crannog.adapters.policy.shelf import FolderShelf
 from crannog.adapters.storage.drivers import Drivers, open_pools
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.store.file import FileStore
@@ -13,12 +14,13 @@ from crannog.editing.editor import Editor
 from crannog.editing.exports import Exports
 from crannog.editing.firewall import Firewall
 from crannog.editing.kernels import KernelShelf
+from crannog.editing.policies import Policies
 from crannog.editing.pools import Pools
 from crannog.editing.population import Population
 from crannog.editing.upkeep import Upkeep
 from crannog.editing.volumes import Volumes
 from crannog.hostfacts import read_host_facts
-from crannog.offline.power import NoPower
+from crannog.offline.power import NoJudge, NoPower
 from crannog.offline.processes import LeftRunning
 from crannog.vmlogs import discard_logs
 
@@ -41,6 +43,8 @@ class OfflineBackend:
         self.kernels = KernelShelf(self.editor, kernels)
         self.devices = Devices(self.editor, SysfsDevices())
         self.firewall = Firewall(self.editor)
+        self.policies = Policies(FolderShelf(), paths.policy_folders)
+        self.policy = NoJudge()
         self.power = NoPower()
 
     def permits(self, source: QubeBase, method: str, argument: str, vm: QubeBase) -> bool:

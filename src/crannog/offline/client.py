@@ -7,6 +7,7 @@ import os
 from crannog.adapters.store.file import FileStore
 from crannog.api import methods
 from crannog.api.framing import parse_request
+from crannog.api.table import Family
 from crannog.client.connection import check_destination
 from crannog.config import Paths
 from crannog.errors import CrannogError, StorageError
@@ -42,7 +43,7 @@ class OfflineClient:
         header = f"{method}+{argument} dom0 name {destination}".encode("utf-8", "surrogateescape")
         request = parse_request(header + b"\0" + payload)
         try:
-            return asyncio.run(methods.answer(self.backend, request))
+            return asyncio.run(methods.answer(self.backend, request, _family_of(method)))
         except CrannogError:
             raise
         except Exception as error:
@@ -57,6 +58,11 @@ class OfflineClient:
     def close(self) -> None:
         """Let go of the store."""
         self.store.lock.release()
+
+
+def _family_of(method: str) -> Family:
+    """Return the socket at which the daemon would serve a method: this process may use them all."""
+    return methods.METHODS[method].family if method in methods.METHODS else Family.PUBLIC
 
 
 def _make_home(paths: Paths) -> None:

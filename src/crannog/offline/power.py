@@ -9,6 +9,8 @@ from crannog.core.plan import Plan
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.errors import OfflineError
+from crannog.policy.decisions import Decision, Request
+from crannog.policy.system import SystemInfo
 
 
 class NoPower:
@@ -79,6 +81,19 @@ class NoPower:
     async def diagnose(self) -> list[str]:
         """Refuse."""
         _refuse("what the hypervisor can do")
+
+
+class NoJudge:
+    """Implements `api.backend.Judge` where no VM makes calls."""
+
+    def __init__(self) -> None:
+        self.system = SystemInfo(())
+
+    def decide(self, request: Request) -> Decision:
+        """Refuse."""
+        raise OfflineError(
+            f"crannogd decides about calls of {request.service}; without it, use 'crannog policy explain'"
+        )
 
 
 def _refuse(what: str) -> NoReturn:

@@ -35,7 +35,7 @@ class PolicyFiles:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
-        with open(descriptor, encoding="utf-8") as file:
+        with open(descriptor, encoding="utf-8", newline="") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(f"{path} is no file")
             return file.read(MAX_CHARACTERS + 1)
