@@ -1,36 +1,41 @@
 """What volumes cost: a VM that comes and gets its disks, copies of VMs, and a guest's reads and writes on a layer."""
 
 import asyncio
-import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 
-from benchmarks.harness import Row, call, own_home, summarize, take_turns, time_command, tool
+from benchmarks import disk_io
+from benchmarks.harness import Row, call, own_home, take_turns, time_command, tool
 from benchmarks.start import GIB, _make_overlay
 from crannog.adapters.storage.drivers import open_pools
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
+from crannog.core.layers import ready_volumes
+from crannog.core.vms import LocalVM
 from crannog.editing.population import NewVM
+from crannog.editing.upkeep import Upkeep
 from crannog.offline.backend import OfflineBackend
 
 EXTRA = 0.015
 """Seconds that a new VM's record, folder and disks may take beyond one qemu-img that makes one layer."""
 CREATE_RUNS = 15
+SIZES = (1, 100)
+"""GiB of the templates."""
 SIZE_TARGET = 1.2
+SESSIONS = 2
+"""Of the templates, after which the newest content is a layer over layers where the driver has such."""
 CLONE_RUNS = 2
 """Of virt-clone's, each of which takes half a minute."""
-CLONE_TARGET = 1 / 50
-IO_TARGET = 1 / 0.9
-DRIVERS = ("qcow2", "reflink")
+FASTER = 50
+"""How many times as fast as virt-clone a copy shall be."""
 MIB = 2**20
-PIECES = 1024
-"""Of 1 MiB each in an image of 10 GiB, with a hole after each."""
 
 DOMAIN = """<node><domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>
 <test:runstate>5</test:runstate><name>alone</name><memory>65536</memory><os><type>hvm</type></os>
@@ -38,57 +43,40 @@ DOMAIN = """<node><domain type='test' xmlns:test='http://libvirt.org/schemas/dom
 <target dev='vda'/></disk></devices></domain></node>"""
 """A libvirt host of its own for virt-clone, with one halted domain whose disk is a real file."""
 
-IN_GUEST = """
-import json, os, random, sys, time
-SIZE, STEP, PAGE, COUNT = 64 * 2**20, 2**20, 4096, 1500
-def forget():
-    os.sync()
-    with open("/proc/sys/vm/drop_caches", "w") as file:
-        file.write("3")
-def timed(act, path, flags):
-    forget()
-    disk = os.open(path, flags, 0o600)
-    began = time.monotonic()
-    act(disk)
-    if flags & os.O_WRONLY:
-        os.fsync(disk)
-    seconds = time.monotonic() - began
-    os.close(disk)
-    return seconds
-def places():
-    return random.Random(1).sample(range(SIZE // PAGE), COUNT)
-def write_all(disk):
-    for place in range(0, SIZE, STEP):
-        os.pwrite(disk, block, place)
-def read_all(disk):
-    for place in range(0, SIZE, STEP):
-        os.pread(disk, STEP, place)
-def write_some(disk):
-    for place in places():
-        os.pwrite(disk, block[:PAGE], place * PAGE)
-def read_some(disk):
-    os.posix_fadvise(disk, 0, 0, os.POSIX_FADV_RANDOM)
-    for place in places():
-        os.pread(disk, PAGE, place * PAGE)
-block = os.urandom(STEP)
-CREATE = os.O_WRONLY | os.O_CREAT
-acts = [(write_all, CREATE), (read_all, os.O_RDONLY), (write_some, os.O_WRONLY), (read_some, os.O_RDONLY)]
-for turn in range(int(sys.argv[1]) + 1):
-    found = [[timed(act, f"{folder}/io-{turn}", flags) for act, flags in acts] for folder in ("/var", "/rw")]
-    print(json.dumps(found), flush=True)
-"""
-NAMES = ("sequential writes", "sequential reads", "random writes", "random reads")
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that a driver's pools can be in, and how both are called."""
+
+    driver: str
+    name: str
+    folder: str
 
 
 @contextmanager
-def sharing_disk() -> Iterator[str]:
-    """Mount a btrfs of 40 GiB in a file, which takes root; take it away afterwards."""
+def all_places() -> Iterator[list[Place]]:
+    """Give out a folder for qcow2, and one on each file system whose files share data: in files, which takes root."""
+    with (
+        tempfile.TemporaryDirectory(prefix="crannog-bench-") as folder,
+        _mounted("btrfs", "-q") as btrfs,
+        _mounted("xfs", "-q", "-m", "reflink=1") as xfs,
+    ):
+        yield [
+            Place("qcow2", "qcow2", folder),
+            Place("reflink", "reflink, btrfs", btrfs),
+            Place("reflink", "reflink, xfs", xfs),
+        ]
+
+
+@contextmanager
+def _mounted(kind: str, *options: str) -> Iterator[str]:
+    """Mount a file system of 40 GiB in a file; take it away afterwards."""
     with tempfile.TemporaryDirectory(prefix="crannog-bench-disk-") as folder:
-        file, place = f"{folder}/disk", f"{folder}/btrfs"
+        file, place = f"{folder}/disk", f"{folder}/{kind}"
         with open(file, "wb") as disk:
             disk.truncate(40 * GIB)
         os.mkdir(place)
-        for command in (["mkfs.btrfs", "-q", file], ["mount", "-o", "loop", file, place]):
+        for command in ([f"mkfs.{kind}", *options, file], ["mount", "-o", "loop", file, place]):
             subprocess.run(command, check=True, capture_output=True)
         try:
             yield place
@@ -96,139 +84,128 @@ def sharing_disk() -> Iterator[str]:
             subprocess.run(["umount", place], check=True)
 
 
+def _make_image(path: str, size: int, pieces: int, length: int) -> None:
+    """Make a sparse image with random data in so many pieces, all over it."""
+    with open(path, "wb") as file:
+        for piece in range(pieces):
+            file.seek(piece * (size // pieces))
+            file.write(os.urandom(length))
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
 # -- VMs that come
 
 
 class Storehouse:
-    """A home that no daemon serves, with a pool of each driver and templates of two sizes in each."""
+    """A home that no daemon serves, with a pool in a place, and templates of several sizes with the same much data."""
 
-    def __init__(self, home: str, disk: str) -> None:
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        home = f"{place.folder}/home"
         self.paths = Paths(home, f"{home}/cache")
         os.makedirs(self.paths.pools)
         self.backend = OfflineBackend(self.paths, FileStore(self.paths.store, self.paths.kernels))
         self.loop = asyncio.new_event_loop()
         self.numbers = count()
-        for driver in DRIVERS:
-            folder = f"{disk}/{driver}" if driver == "reflink" else f"{home}/{driver}"
-            self.backend.pools.add(driver, driver, {"dir_path": folder})
-            for size in (1, 100):
-                self.loop.run_until_complete(self._add_template(driver, size))
+        self.backend.pools.add("here", place.driver, {})
         self.pools = open_pools(self.paths, self.backend.registry.pools.values())
+        self.upkeep = Upkeep(self.backend.registry, self.pools)
+        for size in SIZES:
+            self.loop.run_until_complete(self._add_template(size))
 
-    async def _add_template(self, driver: str, size: int) -> None:
-        path = f"{self.paths.home}/image"
-        _make_image(path, size * GIB, 1)
-        wanted = NewVM("TemplateVM", f"{driver}-{size}", "", None, {"": driver})
+    async def _add_template(self, size: int) -> None:
+        path = f"{self.place.folder}/image"
+        _make_image(path, size * GIB, 256, MIB)
+        wanted = NewVM("TemplateVM", f"t{size}", "", None, {"": "here"})
         vm = await self.backend.population.create(wanted, created_by="dom0")
         await self.backend.volumes.import_file(vm, "root", path)
+        os.unlink(path)
+        for _ in range(SESSIONS):
+            await self.pools["here"].start(vm.volumes["root"])
+            await self.pools["here"].stop(vm.volumes["root"])
 
-    def time_coming(self, driver: str, size: int) -> float:
+    def time_coming(self, size: int) -> float:
         """Return the seconds in which a VM comes and has the disks of its start; it goes again."""
-        return self.loop.run_until_complete(self._time_coming(driver, size))
+        return self.loop.run_until_complete(self._time_coming(size))
 
-    async def _time_coming(self, driver: str, size: int) -> float:
+    async def _time_coming(self, size: int) -> float:
         backend = self.backend
-        template = backend.registry.find_vm(f"{driver}-{size}")
+        template = backend.registry.find_vm(f"t{size}")
         began = time.perf_counter()
-        wanted = NewVM("AppVM", f"app{next(self.numbers)}", "", template, {"private": driver})
+        wanted = NewVM("AppVM", f"app{next(self.numbers)}", "", template, {"": "here"})
         vm = await backend.population.create(wanted, created_by="dom0")
-        for name, volume in vm.volumes.items():
-            if volume.pool in self.pools:
-                await self.pools[volume.pool].start(backend.volumes.describe(vm, name))
+        if not isinstance(vm, LocalVM):
+            raise TypeError(f"{vm.name} has no disks")
+        for volume in ready_volumes(vm):  # what the daemon's steps do with each
+            await self.upkeep.examine(volume)
+            await self.pools[volume.pool].start(volume)
         seconds = time.perf_counter() - began
         await backend.population.remove(vm)
         return seconds
 
 
-def measure_coming(runs: int, home: str, disk: str) -> list[Row]:
+def measure_coming(runs: int, places: list[Place]) -> list[Row]:
     """Measure how a template-based VM comes and gets its disks, from a small and a large template, and one qemu-img."""
-    house = Storehouse(home, disk)
-    base, overlay = f"{home}/base.img", f"{home}/overlay.qcow2"
-    with open(base, "wb") as file:
-        file.truncate(100 * GIB)
+    houses = [Storehouse(place) for place in places]
+    base, overlay = f"{places[0].folder}/base.img", f"{places[0].folder}/overlay.qcow2"
+    _make_image(base, SIZES[-1] * GIB, 256, MIB)
 
     def by_hand() -> float:
         began = time.perf_counter()
         _make_overlay(overlay, base)
         return time.perf_counter() - began
 
-    def comes(driver: str, size: int) -> Callable[[], float]:
-        return lambda: house.time_coming(driver, size)
+    def comes(house: Storehouse, size: int) -> Callable[[], float]:
+        return lambda: house.time_coming(size)
 
-    actions = [comes(driver, size) for driver in DRIVERS for size in (1, 100)]
+    actions = [comes(house, size) for house in houses for size in SIZES]
     hand, *found = take_turns(max(runs, CREATE_RUNS), by_hand, *actions)
     limit = replace(hand, median=hand.median + EXTRA, least=hand.least + EXTRA, most=hand.most + EXTRA)
     rows = []
-    for number, driver in enumerate(DRIVERS):
+    for number, place in enumerate(places):
         small, large = found[2 * number : 2 * number + 2]
-        rows.append(Row(f"VM comes, has its disks ({driver})", large, "qemu-img create -b, and 15 ms", limit, 1.0))
-        rows.append(Row(f"the same, template of 100 GiB ({driver})", large, "of 1 GiB", small, SIZE_TARGET))
+        rows.append(Row(f"VM comes, has its disks ({place.name})", large, "qemu-img create -b, and 15 ms", limit, 1.0))
+        rows.append(Row(f"the same, template of 100 GiB ({place.name})", large, "of 1 GiB", small, SIZE_TARGET))
     return rows
 
 
 # -- copies
 
 
-def measure_clones(disk: str) -> list[Row]:
-    """Copy a StandaloneVM of 10 GiB with 1 GiB of data, and do the same with virt-clone on the same disk."""
-    return [_measure_clone(driver, disk) for driver in DRIVERS]
-
-
-def _measure_clone(driver: str, disk: str) -> Row:
+def measure_clone(place: Place) -> Row:
+    """Copy a StandaloneVM of 10 GiB with 3 GiB of data, and do the same with virt-clone on the same disk."""
+    if not shutil.which("virt-clone"):
+        raise RuntimeError("virt-clone is missing: run 'scripts/setup test'")
     with own_home() as home:
-        place = disk if driver == "reflink" else home
-        image, copy, host = f"{place}/image", f"{place}/copy", f"{home}/host.xml"
-        _make_image(image, 10 * GIB, PIECES)
+        image, copy, host = f"{place.folder}/image", f"{place.folder}/copy", f"{home}/host.xml"
+        _make_image(image, 10 * GIB, 1024, 3 * MIB)
         with open(host, "w") as file:
             file.write(DOMAIN.format(image))
-        call("qvm-pool", "add", "here", driver, "-o", f"dir_path={place}/pool")
+        call("qvm-pool", "add", "here", place.driver, "-o", f"dir_path={place.folder}/pool")
         call("qubes-prefs", "default_pool", "here")
         call("qvm-create", "--class", "StandaloneVM", "--property", "virt_mode=hvm", "--root-copy-from", image, "alone")
 
         def ours() -> float:
+            os.sync()  # so that nobody waits for what others wrote
             seconds = time_command(tool("qvm-clone"), "alone", "again")
             call("qvm-remove", "--force", "again")
             return seconds
 
         def theirs() -> float:
+            os.sync()
             command = ("virt-clone", "--quiet", "--connect", f"test://{host}", "--original", "alone")
             seconds = time_command(*command, "--name", "again", "--file", copy)
             os.unlink(copy)
             return seconds
 
-        value, reference = take_turns(CLONE_RUNS, ours, theirs, least=CLONE_RUNS)
-        return Row(f"qvm-clone, 1 GiB in 10 GiB ({driver})", value, "virt-clone", reference, CLONE_TARGET)
-
-
-def _make_image(path: str, size: int, pieces: int) -> None:
-    with open(path, "wb") as file:
-        for piece in range(pieces):
-            file.seek(piece * 10 * MIB)
-            file.write(os.urandom(MIB))
-        file.truncate(size)
-        os.fsync(file.fileno())
-
-
-# -- a guest's reads and writes
-
-
-def measure_guest(runs: int) -> list[Row]:
-    """Use new files on root, a layer over the template, and on private, a plain file, in one guest."""
-    with own_home():
-        call("crannog", "template", "build", "debian-12")
-        call("qvm-create", "--template", "debian-12", "work")
-        call("qvm-start", "--wait", "work")
-        command = [tool("qvm-run"), "--pass-io", "--user", "root", "work", f"python3 - {runs}"]
-        done = subprocess.run(command, input=IN_GUEST, stdout=subprocess.PIPE, text=True, check=True)
-    found = [json.loads(line) for line in done.stdout.splitlines()][1:]  # the first one warms up
-    rows = []
-    for number, name in enumerate(NAMES):
-        layer, plain = (summarize([one[place][number] for one in found]) for place in (0, 1))
-        rows.append(Row(f"{name} on a layer", layer, "on a plain file", plain, IO_TARGET))
-    return rows
+        value, whole = take_turns(CLONE_RUNS, ours, theirs, least=CLONE_RUNS)
+        limit = replace(whole, median=whole.median / FASTER, least=whole.least / FASTER, most=whole.most / FASTER)
+        return Row(f"qvm-clone, 3 GiB in 10 GiB ({place.name})", value, f"a {FASTER}th of virt-clone", limit, 1.0)
 
 
 def measure(runs: int) -> list[Row]:
     """Return all rows."""
-    with sharing_disk() as disk, tempfile.TemporaryDirectory(prefix="crannog-bench-") as home:
-        return [*measure_coming(runs, home, disk), *measure_clones(disk), *measure_guest(runs)]
+    with all_places() as places:
+        rows = measure_coming(runs, places) + [measure_clone(place) for place in places]
+    return rows + disk_io.measure(runs)

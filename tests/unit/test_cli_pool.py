@@ -39,6 +39,61 @@ def test_info(tool: Tool) -> None:
     assert tool.ok("info", "linux-kernel") == "name  linux-kernel\n"
 
 
+GIB = 2**30
+USAGE = f"driver=qcow2\nsize={100 * GIB}\nused={GIB}\nvolumes=3\nvirtual={22 * GIB}\nreal=4096\n"
+
+
+def test_usage(tool: Tool) -> None:
+    tool.wire.answer("crannog.pool.Usage+vm-pool dom0", USAGE)
+    tool.wire.answer("crannog.pool.Usage+linux-kernel dom0", "driver=linux-kernel\nvolumes=1\n")
+    expected = [
+        "NAME          DRIVER        SIZE       USED     FREE      VOLUMES  VIRTUAL   REAL",
+        "vm-pool       qcow2         100.0 GiB  1.0 GiB  99.0 GiB  3        22.0 GiB  4.0 KiB",
+        "linux-kernel  linux-kernel  -          -        -         1        -         -",
+    ]
+    for words in (("usage",), ("u",), ("-u",), ("--usage",)):
+        tool.wire.requests.clear()
+        assert tool.ok(*words).splitlines() == expected
+        assert [call for call, _ in tool.wire.sent("Usage")] == [
+            "crannog.pool.Usage+vm-pool dom0", "crannog.pool.Usage+linux-kernel dom0",
+        ]  # fmt: skip
+    assert tool.ok("usage", "linux-kernel", "vm-pool").splitlines()[1:] != expected[1:]
+    tool.wire.requests.clear()
+    assert tool.ok("usage", "--raw-data", "linux-kernel", "vm-pool").splitlines() == [
+        "linux-kernel|linux-kernel|-|-|-|1|-|-",
+        f"vm-pool|qcow2|{100 * GIB}|{GIB}|{99 * GIB}|3|{22 * GIB}|4096",
+    ]
+    assert len(tool.wire.requests) == 2  # one call a pool, and none for the list of them
+
+
+def test_usage_of_a_disk_that_is_fuller_than_it_says(tool: Tool) -> None:
+    tool.wire.answer("crannog.pool.Usage+vm-pool dom0", "driver=qcow2\nsize=10\nused=11\n")
+    assert tool.ok("usage", "--raw-data", "vm-pool") == "vm-pool|qcow2|10|11|0|-|-|-\n"
+
+
+def test_usage_that_makes_no_sense(tool: Tool) -> None:
+    for text in (
+        "size=-1\n",
+        "real=1.5\n",
+        "volumes=\u0661\n",
+        f"used={'9' * 5000}\n",
+        "free=x\n",
+        "real=\n",
+        "real\n",
+    ):
+        tool.wire.answer("crannog.pool.Usage+vm-pool dom0", text)
+        for words in (("usage", "vm-pool"), ("usage", "--raw-data", "vm-pool")):
+            tool.fails(11, "the answer to crannog.pool.Usage cannot be understood", *words)
+    tool.wire.answer("crannog.pool.Usage+vm-pool dom0", "driver=\x1b[2J\nname=\x9b1m\n")
+    for words in (("usage", "vm-pool"), ("usage", "--raw-data", "vm-pool")):
+        assert tool.ok(*words).replace("\n", "").isprintable()
+
+
+def test_usage_of_no_pool(tool: Tool) -> None:
+    tool.wire.refuse("crannog.pool.Usage+x dom0", "QubesException", "there is no pool 'x'; 'qvm-pool list' lists ...")
+    tool.fails(1, "there is no pool 'x'", "usage", "x")
+
+
 def test_drivers(tool: Tool) -> None:
     for words in (("drivers",), ("d",), ("-d",), ("--help-drivers",)):
         assert tool.ok(*words).splitlines() == [
@@ -113,6 +168,9 @@ def test_wrong_command_lines(tool: Tool) -> None:
         ("'a' takes the name of the pool, and its driver", "a", "disk"),
         ("'remove' takes the names of pools", "remove"),
         ("--info and --remove exclude each other", "-i", "-r", "x"),
+        ("--raw-data is for usage, not for list", "list", "--raw-data"),
+        ("'a b' cannot be the name of a pool", "usage", "a b"),
+        ("--usage and --remove exclude each other", "-u", "-r", "x"),
         ("--option is for add and set, not for list", "list", "-o", "a=1"),
         ("--option takes KEY=VALUE, not 'a'", "add", "disk", "qcow2", "-o", "a,b=1"),
         ("option 'a' is given twice", "add", "disk", "qcow2", "-o", "a=1,a=2"),
