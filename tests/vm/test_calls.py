@@ -136,6 +136,34 @@ def test_files_are_copied(home: Home) -> None:
     assert home.run("qvm-run", "caller", "qvm-copy-to-vm target d").returncode != 0, "it is there already"
 
 
+def test_files_of_this_host_are_copied_and_moved(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "one").write_text("first")
+    (tmp_path / "two").write_bytes(bytes(100_000))
+    home.ok("qvm-copy-to-vm", "target", f"{tmp_path}/papers")
+    assert home.ok("qvm-run", "target", "cat QubesIncoming/dom0/papers/one") == "first"
+    assert (tmp_path / "papers" / "one").exists()
+    again = home.run("qvm-copy-to-vm", "target", f"{tmp_path}/papers")
+    assert again.returncode == 1
+    assert b"has a file 'papers' from this one already" in again.stderr
+    home.ok("qvm-move-to-vm", "target", f"{tmp_path}/two")
+    assert home.ok("qvm-run", "target", "stat -c %s QubesIncoming/dom0/two") == "100000\n"
+    assert not (tmp_path / "two").exists()
+    assert "cannot be read" in home.fails(2, "qvm-copy-to-vm", "target", f"{tmp_path}/nothing")
+
+
+def test_a_disposable_for_one_call(home: Home) -> None:
+    home.ok("qvm-prefs", "idle", "template_for_dispvms", "True")
+    home.ok("qvm-prefs", "caller", "default_dispvm", "idle")
+    try:
+        code = call(home, "@dispvm", "test.Throw")[2]
+        assert code == 127, "it was started, and has no such service"
+        wait_until(lambda: "disp" not in home.ok("qvm-ls", "--raw-list"), "the disposable is gone")
+    finally:
+        home.ok("qvm-prefs", "--default", "caller", "default_dispvm")
+        home.ok("qvm-prefs", "idle", "template_for_dispvms", "False")
+
+
 def test_a_process_that_is_killed_ends_its_calls(home: Home) -> None:
     install(home, "target", "test.Echo+slow", "#!/bin/sh\nsleep 60\n")
     with home.popen("qvm-run", "caller", "qrexec-client-vm target test.Echo+slow; echo ended $?", stdout=-1) as tool:

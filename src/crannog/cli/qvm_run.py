@@ -96,11 +96,9 @@ def _refuse_nonsense(options: Values) -> None:
 
 def _run_one(client: Client, vm: str, command: str, options: Values) -> int:
     """Run the command in one VM and return its exit code."""
-    from crannog.client.rpc import is_served, run_command
+    from crannog.client.rpc import run_command
 
-    socket = client.paths.rpc_socket(vm)
-    if not is_served(socket):
-        _start(client, vm, options, lambda: is_served(socket))
+    socket = reach(client, vm, may_start=not options.no_autostart)
     stdin = os.open(os.devnull, os.O_RDONLY) if options.no_stdin or options.all else 0
     if not _is_filtered(options, 1) and not _is_filtered(options, 2):
         return run_command(socket, options.user, command, stdin, 1, 2)
@@ -150,9 +148,19 @@ def _run_everywhere(client: Client, options: Values) -> int:
     return code
 
 
-def _start(client: Client, vm: str, options: Values, is_served: Callable[[], bool]) -> None:
+def reach(client: Client, vm: str, *, may_start: bool) -> str:
+    """Return the socket of a VM's RPC process, which is started with the VM if that may be."""
+    from crannog.client.rpc import is_served
+
+    socket = client.paths.rpc_socket(vm)
+    if not is_served(socket):
+        _start(client, vm, lambda: is_served(socket), may_start=may_start)
+    return socket
+
+
+def _start(client: Client, vm: str, is_served: Callable[[], bool], *, may_start: bool) -> None:
     """Start the VM unless told not to. Where somebody else is starting it, its RPC process is there in a moment."""
-    if options.no_autostart:
+    if not may_start:
         state = client.text("admin.vm.CurrentState", vm).rpartition("=")[2]
         raise UsageError(f"{vm} is {state} and has no agent; start it with 'qvm-start --wait {vm}'")
     try:

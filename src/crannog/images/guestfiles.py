@@ -105,6 +105,7 @@ def list_agent_files(agent: bytes) -> list[GuestFile]:
         GuestFile("usr/lib/qubes/qrexec-client-vm", target=f"/{_CLIENT}"),
         *_list_folder("services", SERVICES, script),
         GuestFile(f"{SERVICES}/qubes.VMExecGUI", target="qubes.VMExec"),
+        GuestFile(f"{SERVICES}/qubes.ConnectTCP", target="/dev/tcp/127.0.0.1"),  # the argument is the port
         *_list_folder("rpc-config", CONFIGS, 0o644),
     ]
 
