@@ -50,6 +50,7 @@ class AgentWorld:
             "CRANNOG_SESSION_WAIT": "3",
         }
         arguments = ["--socket", str(self.folder / "port"), "--trigger-socket", self.trigger]
+        arguments += ["--database", str(self.folder / "database")]
         with (self.folder / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
                 [PYTHON, "-I", agent_module.__file__, *arguments], stderr=log, env=environment, user=self.user

@@ -72,7 +72,7 @@ def test_every_file_of_an_image_has_its_folder_and_is_there_once() -> None:
 def test_links_lead_to_files_of_the_list() -> None:
     files: dict[str, GuestFile] = {file.path: file for file in list_agent_files(AGENT)}
     links = [file for file in files.values() if file.target and not file.target.startswith("/dev/tcp/")]
-    assert len(links) == 6
+    assert len(links) == 12
     for link in links:
         target = link.target if link.target.startswith("/") else f"/{Path(link.path).parent}/{link.target}"
         assert files[target.removeprefix("/")].mode == 0o755

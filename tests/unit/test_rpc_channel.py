@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crannog.core.announcement import AgentState, AgentStatus
+from crannog.core.guestdb import GUEST_ENTRIES_MAX
 from crannog.errors import ProtocolError
-from crannog.rpc import channel as channel_module
 from crannog.rpc import frames
-from crannog.rpc.channel import GuestChannel
+from crannog.rpc.channel import OUT_MAX, GuestChannel
 from crannog.rpc.frames import FrameParser, Marker, encode_frame, encode_marker
 
 GUEST_NONCE = b"guest-01"
@@ -112,8 +112,60 @@ def test_an_announcement_cannot_grow_without_bound() -> None:
     for number in range(1000):
         channel.receive(encode_frame(0, frames.GUESTDB_WRITE, b"/qubes-tools/%d\0x" % number))
     channel.receive(encode_frame(0, frames.GUESTDB_WRITE, b"/qubes-tools/os\0" + b"x" * 60000))
-    assert len(channel._untrusted_entries) == channel_module.ENTRIES_MAX
-    assert len(log) > 900
+    assert len(channel.tree.announced()) == GUEST_ENTRIES_MAX
+    assert len(log) > 800
+
+
+def test_the_guest_writes_below_its_folders_only() -> None:
+    channel, log = make_channel()
+    synced(channel)
+    channel.tree.db.write("/name", b"work")
+    for path in (b"/name", b"/qubes-tools", b"/qubes-tools/../name", b"/qubes-service/x", b"name", b""):
+        channel.receive(encode_frame(0, frames.GUESTDB_WRITE, path + b"\0evil"))
+        channel.receive(encode_frame(0, frames.GUESTDB_REMOVE, path))
+    channel.receive(encode_frame(0, frames.GUESTDB_REMOVE, b"/"))
+    assert dict(channel.tree.db.list()) == {"/name": b"work"}
+    assert len(log) == 13
+
+
+def take_frames(channel: GuestChannel) -> list[tuple[int, bytes]]:
+    parser = FrameParser()
+    parser.is_hunting = False
+    parser.feed(bytes(channel.out))
+    channel.out.clear()
+    found = []
+    while frame := parser.next_frame():
+        found.append((frame.type, frame.body))
+    return found
+
+
+def test_an_agent_that_keeps_a_copy_is_told_everything_and_then_changes() -> None:
+    channel, _ = make_channel()
+    synced(channel)
+    channel.tree.db.write("/name", b"work")
+    channel.tree.db.write("/type", b"AppVM")
+    channel.out.clear()
+    channel.receive(encode_frame(0, frames.HELLO, frames.NUMBER.pack(3)))
+    write, remove = frames.GUESTDB_WRITE, frames.GUESTDB_REMOVE
+    assert take_frames(channel) == [(write, b"/name\0work"), (write, b"/type\0AppVM"), (frames.GUESTDB_READY, b"")]
+    channel.tree.db.write("/name", b"play")
+    channel.receive(encode_frame(0, write, b"/features-request/gui\0" + b"1"))
+    channel.receive(encode_frame(0, write, b"/name\0evil"))
+    channel.receive(encode_frame(0, remove, b"/features-request/"))
+    assert take_frames(channel) == [
+        (write, b"/name\0play"),
+        (write, b"/features-request/gui\0" + b"1"),
+        (remove, b"/features-request/"),
+    ]
+
+
+def test_an_older_agent_is_told_nothing() -> None:
+    channel, _ = make_channel()
+    synced(channel)
+    channel.out.clear()
+    channel.receive(encode_frame(0, frames.HELLO, frames.NUMBER.pack(2)))
+    channel.tree.db.write("/name", b"work")
+    assert take_frames(channel) == []
 
 
 def test_a_call_gets_its_own_frames_and_late_ones_are_ignored() -> None:
@@ -172,7 +224,7 @@ def test_no_bytes_make_the_host_raise_or_grow(chunks: list[bytes]) -> None:
             channel.open_call(RecordedCall(), b"user:a")
         for chunk in chunks:
             channel.receive(chunk)
-        assert len(channel.out) < channel_module.OUT_MAX
+        assert len(channel.out) < OUT_MAX
         assert len(channel._parser._buffer) <= frames.BODY_MAX + frames.HEADER.size
 
 

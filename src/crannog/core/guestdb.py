@@ -20,7 +20,7 @@ GUEST_ENTRIES_MAX = 128
 GUEST_FOLDERS = ("/qubes-tools/", "/features-request/")
 """Where the guest may write."""
 
-_PATH = re.compile(r"(/[A-Za-z0-9_.:-]+)+")
+_PATH = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9_.:-]+)+")
 
 Watcher = Callable[[str], None]
 """Called with the path of what was written or removed; a removed subtree is one path that ends in a slash."""

@@ -37,14 +37,15 @@ from collections.abc import Callable, Iterable
 VERSION = "0.1.0"
 PORT_NAME = "org.crannog.agent.0"
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE = 0x190, 0x191, 0x192, 0x193
 EXEC_CMDLINE, SERVICE_CONNECT, SERVICE_REFUSED, HELLO = 0x200, 0x202, 0x203, 0x300
 TRIGGER_SERVICE, TRIGGER_SERVICE3, TRIGGER_SERVICE4 = 0x210, 0x212, 0x213
 CREDIT, CLOSE, GUESTDB_WRITE, TRIGGER, POWEROFF = 0x700, 0x701, 0x702, 0x703, 0x704
 TYPES = {DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE, EXEC_CMDLINE, HELLO}
 TYPES |= {CREDIT, CLOSE, GUESTDB_WRITE, TRIGGER, POWEROFF}
-TYPES |= {SERVICE_CONNECT, SERVICE_REFUSED, TRIGGER_SERVICE4}
+GUESTDB_REMOVE, GUESTDB_READY, GUESTDB_WATCH = 0x705, 0x706, 0x707
+TYPES |= {SERVICE_CONNECT, SERVICE_REFUSED, TRIGGER_SERVICE4, GUESTDB_REMOVE, GUESTDB_READY}
 HEADER = struct.Struct("<III")
 LOCAL_HEADER = struct.Struct("<II")
 NUMBER = struct.Struct("<I")
@@ -73,6 +74,10 @@ SERVICE_FOLDERS = "/run/qubes-rpc:/usr/local/etc/qubes-rpc:/etc/qubes-rpc"
 CONFIG_FOLDERS = "/run/qubes/rpc-config:/usr/local/etc/qubes/rpc-config:/etc/qubes/rpc-config"
 NAME_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.@:-")
 NAME_MAX = 255
+DATABASE = "/run/qubes/guestdb"
+SECRETS = frozenset({"%qubes-random-seed"})
+NO_CALL = -1
+"""Number of a client that wants something else than a call."""
 CONFIG_MAX = 4096
 SESSION_FOLDER = "/run/crannog"
 SESSION_WAIT = float(os.environ.get("CRANNOG_SESSION_WAIT") or 60)
@@ -842,11 +847,80 @@ class Calls:
             self.close_stream(stream)
 
 
+class DatabaseCopy:
+    """What the host says in the guest DB, as files for whoever reads it: `/a/b` is the file `%a%b`.
+
+    The host sends all entries after each HELLO, and says when that is all; what was there before and is not any more
+    goes then. So readers never find less than there is.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.fresh: set[str] | None = None
+
+    def begin(self) -> None:
+        """Expect all entries anew."""
+        self.fresh = set()
+
+    def write(self, body: bytes) -> bytes:
+        """Keep an entry; return its path."""
+        path, _, value = body.partition(b"\0")
+        name = self._name(path)
+        if name and self.fresh is not None:
+            self.fresh.add(name)
+        if name and self.folder:
+            self._write(name, value)
+        return path
+
+    def _write(self, name: str, value: bytes) -> None:
+        try:
+            if not os.path.isdir(self.folder):
+                os.makedirs(self.folder, 0o755)
+            temporary = f"{self.folder}/.new"
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if name in SECRETS else 0o644)
+            try:
+                os.write(fd, value)
+            finally:
+                os.close(fd)
+            os.rename(temporary, f"{self.folder}/{name}")
+        except OSError as error:
+            log(f"cannot keep the guest DB in {self.folder}: {error}")
+
+    def remove(self, path: bytes) -> None:
+        """Forget an entry, or all below a path that ends with a slash."""
+        for name in self._list() if path.endswith(b"/") else [self._name(path)]:
+            if name and name.startswith(self._name(path)):
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{self.folder}/{name}")
+
+    def finish(self) -> None:
+        """Forget what was not told this time."""
+        for name in set(self._list()) - (self.fresh or set()):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self.folder}/{name}")
+        self.fresh = None
+
+    def _list(self) -> list[str]:
+        try:
+            return [name for name in os.listdir(self.folder) if name.startswith("%")]
+        except OSError:
+            return []
+
+    @staticmethod
+    def _name(path: bytes) -> str:
+        """Return the name of an entry's file; empty for what can be none."""
+        name = path.decode("ascii", "replace").replace("/", "%")
+        is_harmless = name.startswith("%") and len(name) <= NAME_MAX and not set(name[1:]) - NAME_LETTERS - {"%"}
+        return name if is_harmless else ""
+
+
 class Caller:
     """A client of the trigger socket: at first it asks, then it waits for the answer, then it has a stream."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, may_write: bool = False) -> None:
         self.fd = fd
+        self.may_write = may_write
+        self.watched: bytes | None = None
         self.inbox = bytearray()
         self.outbox = bytearray()
         self.number = 0
@@ -910,6 +984,20 @@ class Caller:
             return 0
         self.ungranted -= grant
         return grant
+
+
+DATABASE_WISHES = (GUESTDB_WRITE, GUESTDB_REMOVE, GUESTDB_WATCH)
+
+
+def find_peer(fd: int) -> int:
+    """Return the user at the other end of a unix socket (unix(7), SO_PEERCRED); -1 when it is not known."""
+    peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+    try:
+        return int(struct.unpack("3i", peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))[1])
+    except OSError:
+        return -1
+    finally:
+        peer.detach()
 
 
 def parse_trigger(kind: int, body: bytes) -> bytes:
@@ -995,7 +1083,7 @@ class Callers:
                 time.sleep(AWAY_POLL)
                 return
             os.set_blocking(new_fd, False)
-            self.clients[new_fd] = Caller(new_fd)
+            self.clients[new_fd] = Caller(new_fd, find_peer(new_fd) in (0, os.geteuid()))
 
     def _attempt(self, client: Caller, action: Callable[[], None]) -> None:
         """Do something for a client; when that fails, its call is over."""
@@ -1030,7 +1118,9 @@ class Callers:
         while client.stream and (data := client.take_data()) is not None:
             self.send(client.stream, DATA_STDIN, data)
         is_asking = not client.stream and not client.number
-        if is_asking and client.has_message() and len(self.asked) < TRIGGERS_MAX:
+        if is_asking and client.has_message() and LOCAL_HEADER.unpack_from(client.inbox)[0] in DATABASE_WISHES:
+            self._take_wish(client, *client.take_message())
+        elif is_asking and client.has_message() and len(self.asked) < TRIGGERS_MAX:
             request = bytearray(parse_trigger(*client.take_message()))
             self.count += 1
             client.number = self.count
@@ -1038,6 +1128,30 @@ class Callers:
             request[128 : 128 + len(ident)] = ident
             self.asked[ident] = client
             self.send(0, TRIGGER_SERVICE4, bytes(request))
+
+    def _take_wish(self, client: Caller, kind: int, body: bytes) -> None:
+        """Pass on a change of the guest DB to the host, which decides; or have a client told of changes."""
+        client.number = NO_CALL
+        if kind == GUESTDB_WATCH:
+            client.watched = body
+            client.put(GUESTDB_WATCH, b"")
+            return
+        if not client.may_write:
+            raise BadFrame
+        self.send(0, kind, body)
+        client.is_over = True
+        client.put(DATA_EXIT_CODE, NUMBER.pack(0))
+        self._move(client, 0)
+
+    def tell_watchers(self, path: bytes) -> None:
+        """Tell clients of a change of the guest DB. One that does not read what it is told is dropped."""
+        for client in [one for one in self.clients.values() if one.watched is not None]:
+            watched = client.watched or b""
+            is_below = watched.endswith(b"/") and path.startswith(watched)
+            if path == watched or is_below or (path.endswith(b"/") and watched.startswith(path)):
+                self._attempt(client, lambda client=client: client.put(GUESTDB_WRITE, path))  # type: ignore[misc]
+                if len(client.outbox) > OUT_HIGH:
+                    self.drop(client)
 
     def answer(self, stream: int, kind: int, body: bytes) -> None:
         """Act on the host's answer to a request. When its client is gone, so is the call."""
@@ -1123,8 +1237,9 @@ def power_off() -> None:
 class Agent:
     """The loop: one port, any number of calls both ways, one thread."""
 
-    def __init__(self, port: Port, trigger_socket: str = "") -> None:
+    def __init__(self, port: Port, trigger_socket: str = "", database: str = "") -> None:
         self.port = port
+        self.database = DatabaseCopy(database)
         self.calls = Calls(self.send)
         self.callers = Callers(trigger_socket, self.send)
         self.parser = Parser()
@@ -1275,6 +1390,7 @@ class Agent:
             return False
         self.is_synced = True
         self.out += MAGIC + b"A" + self.nonce + host_nonce
+        self.database.begin()
         self.send(0, HELLO, NUMBER.pack(PROTOCOL_VERSION))
         self.announce()
         return True
@@ -1306,10 +1422,22 @@ class Agent:
             if stream in self.calls.by_stream or (kind == SERVICE_CONNECT) != (stream != 0):
                 raise BadFrame
             self.callers.answer(stream, kind, body)
+        elif kind in (GUESTDB_WRITE, GUESTDB_REMOVE, GUESTDB_READY):
+            self.keep(kind, body)
         elif stream in self.callers.streams:
             self.callers.dispatch(stream, kind, body)
         else:
             self.calls.dispatch(stream, kind, body)
+
+    def keep(self, kind: int, body: bytes) -> None:
+        """Keep what the host says of the guest DB, and tell those who wait for it."""
+        if kind == GUESTDB_READY:
+            self.database.finish()
+        elif kind == GUESTDB_WRITE:
+            self.callers.tell_watchers(self.database.write(body))
+        else:
+            self.database.remove(body)
+            self.callers.tell_watchers(body)
 
 
 def signal_group(pid: int, number: int) -> None:
@@ -1322,11 +1450,11 @@ def signal_group(pid: int, number: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the agent: `agent.py [--port DEVICE | --socket PATH] [--trigger-socket PATH]`."""
+    """Run the agent: `agent.py [--port DEVICE | --socket PATH] [--trigger-socket PATH] [--database FOLDER]`."""
     options = dict(zip(arguments[::2], arguments[1::2]))  # noqa: B905  not in Python 3.9
-    known = {"--port", "--socket", "--trigger-socket"}
+    known = {"--port", "--socket", "--trigger-socket", "--database"}
     if len(options) * 2 != len(arguments) or options.keys() - known or {"--port", "--socket"} <= options.keys():
-        log("usage: agent.py [--port DEVICE | --socket PATH] [--trigger-socket PATH]")
+        log("usage: agent.py [--port DEVICE | --socket PATH] [--trigger-socket PATH] [--database FOLDER]")
         return 2
     is_socket = "--socket" in options
     port = Port(options.get("--socket") or options.get("--port", ""), is_socket)
@@ -1336,7 +1464,7 @@ def main(arguments: list[str]) -> int:
         if fd > 2:
             os.close(fd)
             break
-    Agent(port, trigger_socket).run()
+    Agent(port, trigger_socket, options.get("--database", "" if is_socket else DATABASE)).run()
     return 0
 
 

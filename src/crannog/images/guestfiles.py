@@ -14,6 +14,7 @@ UNIT = "usr/lib/systemd/system/crannog-agent.service"
 SERVICES = "etc/qubes-rpc"
 CONFIGS = "etc/qubes/rpc-config"
 _CLIENT = "usr/bin/qrexec-client-vm"
+_DATABASE_TOOLS = ("read", "multiread", "list", "write", "rm", "watch")
 _COPIES = ("qvm-copy", "qvm-copy-to-vm", "qvm-move", "qvm-move-to-vm")
 _HOOKS = {"initramfs-tools": "usr/share/initramfs-tools", "dracut": "usr/lib/dracut/modules.d/90crannog"}
 """Folders beside the agent, and where the programs that make an initramfs look for what is in them."""
@@ -101,6 +102,8 @@ def list_agent_files(agent: bytes) -> list[GuestFile]:
         GuestFile(f"{LIBRARY}/qfile.py", script, _read_guest("qfile.py")),
         GuestFile(f"{LIBRARY}/qvm_copy.py", script, _read_guest("qvm_copy.py")),
         *(GuestFile(f"usr/bin/{name}", target=f"/{LIBRARY}/qvm_copy.py") for name in _COPIES),
+        GuestFile(f"{LIBRARY}/guestdb.py", script, _read_guest("guestdb.py")),
+        *(GuestFile(f"usr/bin/qubesdb-{name}", target=f"/{LIBRARY}/guestdb.py") for name in _DATABASE_TOOLS),
         GuestFile(_CLIENT, script, _read_guest("qrexec_client_vm.py")),
         GuestFile("usr/lib/qubes/qrexec-client-vm", target=f"/{_CLIENT}"),
         *_list_folder("services", SERVICES, script),

@@ -2,26 +2,24 @@
 
 Bytes go in through `receive` and come out of `out`; rpc/vm_process.py moves them. Nothing that a guest sends
 makes it raise, and everything that a guest can grow is bounded: unread data by each stream's window, answers
-by the loop (it stops reading while OUT_MAX bytes wait for the guest), the announcement by ENTRIES_MAX and
-VALUE_MAX.
+by the loop (it stops reading while OUT_MAX bytes wait for the guest), its part of the guest DB by that one's limits.
 """
 
 import os
 from collections.abc import Callable
 from typing import Protocol
 
-from crannog.core.announcement import PREFIX, AgentState, AgentStatus, parse_announcement
+from crannog.core.announcement import AgentState, AgentStatus, parse_announcement
 from crannog.errors import ProtocolError
 from crannog.rpc import frames
 from crannog.rpc.frames import Frame, FrameParser, Marker
+from crannog.rpc.guest_tree import GuestTree
 from crannog.rpc.triggers import Trigger, parse_trigger
 
 OUT_HIGH = 262144
 """Callers' data is not taken while this many bytes wait for the guest."""
 OUT_MAX = 1048576
 """The guest is not read while this many bytes wait for it."""
-ENTRIES_MAX = 64
-VALUE_MAX = 256
 NOTIFY_TOOLS = b"qubes.NotifyTools"
 
 
@@ -60,7 +58,7 @@ class GuestChannel:
         self._last_stream = 0
         self._guest_nonce = b""
         self._host_nonce = b""
-        self._untrusted_entries: dict[bytes, bytes] = {}
+        self.tree = GuestTree(self.send, log)
 
     @property
     def is_ready(self) -> bool:
@@ -145,7 +143,7 @@ class GuestChannel:
         self._log(f"lost step with the agent: {reason}")
         self._parser.is_hunting = True
         self._guest_nonce = self._host_nonce = b""
-        self._untrusted_entries.clear()
+        self.tree.end()
         self.out[:] = frames.PADDING
         self.fail_calls(f"the agent of the VM '{self.vm}' was restarted or broke off; run the command again")
         self._set_status(AgentStatus())
@@ -183,11 +181,13 @@ class GuestChannel:
 
     def _dispatch_control(self, frame: Frame) -> None:
         if frame.type == frames.HELLO:
-            if frames.NUMBER.unpack(frame.body)[0] < frames.OLDEST_VERSION:
+            version = frames.NUMBER.unpack(frame.body)[0]
+            if version < frames.OLDEST_VERSION:
                 raise ProtocolError("the agent speaks a version of the protocol that is too old")
+            self.tree.begin(version)
             self._set_status(AgentStatus(AgentState.READY, self.status.announced))
-        elif frame.type == frames.GUESTDB_WRITE:
-            self._note_entry(frame.body)
+        elif frame.type in (frames.GUESTDB_WRITE, frames.GUESTDB_REMOVE):
+            self.tree.take(frame.type, frame.body)
         elif frame.type == frames.TRIGGER and frame.body == NOTIFY_TOOLS:
             self._take_announcement()
         elif frame.type == frames.TRIGGER_SERVICE4:
@@ -204,20 +204,9 @@ class GuestChannel:
         else:
             self.refuse(trigger.ident)
 
-    def _note_entry(self, untrusted_body: bytes) -> None:
-        untrusted_path, _, untrusted_value = untrusted_body.partition(b"\0")
-        is_known = untrusted_path in self._untrusted_entries
-        if not untrusted_path.startswith(PREFIX) or max(map(len, (untrusted_path, untrusted_value))) > VALUE_MAX:
-            self._log("refused an entry of the guest DB: not below /qubes-tools/, or too long")
-        elif not is_known and len(self._untrusted_entries) >= ENTRIES_MAX:
-            self._log(f"refused an entry of the guest DB: there are {ENTRIES_MAX} already")
-        else:
-            self._untrusted_entries[untrusted_path] = untrusted_value
-
     def _take_announcement(self) -> None:
-        untrusted_entries, self._untrusted_entries = self._untrusted_entries, {}
         try:
-            announced = parse_announcement(untrusted_entries)
+            announced = parse_announcement(self.tree.announced())
         except ProtocolError as error:
             self._log(f"refused the announcement, nothing is changed: {error}")
         else:
