@@ -30,7 +30,7 @@ BULK = 64 << 20
 MANY = 100
 KNOWN_RATE = 47e6
 """Bytes a second."""
-CALL, TOGETHER = 5, 2
+CALL, TOGETHER = 5, 3
 """A call over its reference, and one of many at once: with two processors these share them with what they measure."""
 XID = 7
 

@@ -19,8 +19,9 @@ SECONDS = 10
 class GuestPeer:
     """The guest's end of the channel of a VM `work`, whose RPC process is real; its home is a folder."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *options: str) -> None:
         self.home = home
+        self._options = options
         self.listen_path = str(home / "rpc.sock")
         self.log = home / "rpc.log"
         self._channel_path = str(home / "channel")
@@ -33,16 +34,20 @@ class GuestPeer:
             listener.bind(self._channel_path)
             listener.listen(1)
             words = ["--name", "work", "--channel", self._channel_path, "--listen", self.listen_path]
+            words += self._options
+            environment = os.environ | {"VCHAN_SOCKET_DIR": str(self.home)}
             with open(self.log, "wb") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "crannog.rpc.vm_process", *words, "--home", str(self.home)], stderr=log
+                    [sys.executable, "-m", "crannog.rpc.vm_process", *words, "--home", str(self.home)],
+                    stderr=log,
+                    env=environment,
                 )
             listener.settimeout(SECONDS)
             self.connection, _ = listener.accept()
         self.connection.settimeout(SECONDS)
-        self._shake_hands()
+        self.shake_hands()
 
-    def _shake_hands(self) -> None:
+    def shake_hands(self) -> None:
         nonce = os.urandom(8)
         self.connection.sendall(frames.PADDING + frames.encode_marker(Marker(frames.REQUEST, nonce, bytes(8))))
         while (marker := self._parser.next_marker()) is None or marker.guest_nonce != nonce:
@@ -66,8 +71,8 @@ class GuestPeer:
         body = frames.TRIGGER_PARAMS.pack(b"", target.encode(), ident) + service.encode() + b"\0"
         self.send(0, frames.TRIGGER_SERVICE4, body)
 
-    def next_frame(self) -> Frame:
-        """Return the next frame but for credit, which is kept count of."""
+    def next_frame(self, *, with_credit: bool = False) -> Frame:
+        """Return the next frame; credit is kept count of, and only returned if that is wanted."""
         while True:
             while (frame := self._parser.next_frame()) is None:
                 data = self.connection.recv(65536)
@@ -76,6 +81,8 @@ class GuestPeer:
             if frame.type != frames.CREDIT:
                 return frame
             self._credit[frame.stream] = self.credit(frame.stream) + frames.NUMBER.unpack(frame.body)[0]
+            if with_credit:
+                return frame
 
     def credit(self, stream: int) -> int:
         return self._credit.get(stream, frames.WINDOW)
@@ -117,8 +124,8 @@ class GuestPeer:
 
 
 @contextlib.contextmanager
-def guest_peer(home: Path) -> Iterator[GuestPeer]:
-    peer = GuestPeer(home)
+def guest_peer(home: Path, *options: str) -> Iterator[GuestPeer]:
+    peer = GuestPeer(home, *options)
     peer.start()
     try:
         yield peer

@@ -15,7 +15,7 @@ import pytest
 from crannog.client.rpc import read_status
 from crannog.core.announcement import AgentState
 from crannog.errors import RpcError
-from crannog.rpc import frames, local
+from crannog.rpc import call_end, frames
 from crannog.rpc.channel import GuestChannel
 from crannog.rpc.link import RpcLink
 from crannog.rpc.local import LocalClient
@@ -145,7 +145,7 @@ def test_a_call_without_an_agent_ends_with_a_sentence() -> None:
         ours.sendall(frames.encode_message(frames.EXEC_CMDLINE, frames.EXEC_PARAMS + b"user:true\0"))
         client.serve(select.POLLIN)
         assert client.deadline is not None
-        client.advance(client.deadline - local.AGENT_WAIT)
+        client.advance(client.deadline - call_end.AGENT_WAIT)
         assert client.deadline is not None
         client.advance(client.deadline)
         client.flush()

@@ -64,6 +64,11 @@ def home(shared_home: Home) -> Iterator[Home]:
     service.unlink()
 
 
+def processes(home: Home) -> str:
+    """Return the command lines of what runs in `target`."""
+    return home.ok("qvm-run", "target", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '")
+
+
 def last_decisions(home: Home, count: int = 1) -> list[dict[str, object]]:
     return [json.loads(line) for line in Path(home.path, "log/policy.log").read_text().splitlines()[-count:]]
 
@@ -167,7 +172,7 @@ def test_a_disposable_for_one_call(home: Home) -> None:
 def test_a_process_that_is_killed_ends_its_calls(home: Home) -> None:
     install(home, "target", "test.Echo+slow", "#!/bin/sh\nsleep 60\n")
     with home.popen("qvm-run", "caller", "qrexec-client-vm target test.Echo+slow; echo ended $?", stdout=-1) as tool:
-        wait_until(lambda: "sleep 60" in home.ok("qvm-run", "target", "ps ax"), "the service runs")
+        wait_until(lambda: "sleep 60" in processes(home), "the service runs")
         os.kill(home.rpc_process("target"), signal.SIGKILL)
         output, _ = tool.communicate(timeout=60)
         assert output.startswith(b"ended ")
@@ -180,6 +185,6 @@ def test_a_process_that_is_killed_ends_its_calls(home: Home) -> None:
 def test_the_caller_that_ends_takes_the_service_along(home: Home) -> None:
     install(home, "target", "test.Echo+long", "#!/bin/sh\nexec sleep 61\n")
     with home.popen("qvm-run", "caller", "exec qrexec-client-vm target test.Echo+long", stdout=-1) as tool:
-        wait_until(lambda: "sleep 61" in home.ok("qvm-run", "target", "ps ax"), "the service runs")
+        wait_until(lambda: "sleep 61" in processes(home), "the service runs")
         tool.kill()
-    wait_until(lambda: "sleep 61" not in home.ok("qvm-run", "target", "ps ax"), "the service is gone")
+    wait_until(lambda: "sleep 61" not in processes(home), "the service is gone")

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crannog.config import Paths
@@ -15,12 +16,15 @@ from crannog.core.announcement import AgentState, AgentStatus
 from crannog.errors import CrannogError, RpcError
 from crannog.ports.channel import StatusListener
 from crannog.rpc.link import RpcLink
+from crannog.rpc.qrexec_sockets import discard_left
 from crannog.rpc.strays import end_strays
 
 log = logging.getLogger(__name__)
 
 ADOPTION_TIMEOUT = 1.0
 """Seconds in which the RPC process of a VM that runs must answer; after that it is taken for dead."""
+SYSTEM_FOLDER = "/var/run/qubes"
+"""Where programs look for the qrexec sockets of a whole host (qrexec protocol, "Flows")."""
 RESTART_PAUSES = (0.3, 1, 5, 30)
 """Seconds before a process that ended while its VM runs is started again; the last counts for all further times.
 
@@ -44,8 +48,10 @@ class _Follower:
 class VMProcesses:
     """Starts, finds and follows RPC processes."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, find_number: Callable[[str], int] = lambda _uuid: -1) -> None:
+        """`find_number` tells the hypervisor's number of a VM's domain by its UUID; -1 when it has none."""
         self._paths = paths
+        self._find_number = find_number
         self._followers: dict[str, _Follower] = {}
         self._listeners: list[StatusListener] = []
 
@@ -90,6 +96,7 @@ class VMProcesses:
         # A process that was killed cannot take its socket away; one that ended by itself did.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(follower.link.path)
+        discard_left(self._qrexec_folder(), follower.name)
 
     async def end_strays(self) -> list[str]:
         """End the RPC processes of this home that none of the VMs uses whose processes are followed."""
@@ -115,7 +122,7 @@ class VMProcesses:
                 *(sys.executable, "-I", "-m", "crannog.rpc.vm_process", "--name", name, "--starter-on-stdin"),
                 *("--channel", self._paths.channel_socket(uuid), "--listen", self._paths.rpc_socket(name)),
                 *(("--default-user", default_user) if default_user else ()),
-                *("--home", self._paths.home),
+                *("--home", self._paths.home, "--uuid", uuid, "--qrexec-dir", self._qrexec_folder()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log_file,
@@ -125,6 +132,11 @@ class VMProcesses:
             raise RpcError(f"the RPC process of {name} cannot be started: {error.strerror}") from error
         finally:
             os.close(log_file)
+
+    def _qrexec_folder(self) -> str:
+        """Return where other programs look for VMs: the home's folder of sockets, or that of the whole host."""
+        is_common = self._paths.is_system_wide and os.access(SYSTEM_FOLDER, os.W_OK)
+        return SYSTEM_FOLDER if is_common else self._paths.run
 
     async def _follow(self, uuid: str, follower: _Follower, *, is_connected: bool = False) -> None:
         """Follow the VM's process, and its successors, until `stop`."""
@@ -146,6 +158,8 @@ class VMProcesses:
             if not is_connected:
                 await follower.link.connect()
             async for status in follower.link:
+                # Only now is it sure that the domain is there: the process is started before it.
+                follower.link.tell_number(self._find_number(uuid))
                 self._tell(uuid, follower, status)
         except CrannogError as error:
             log.error("%s", error)
@@ -159,12 +173,20 @@ class VMProcesses:
 
 def discard_dead_sockets(folder: str) -> None:
     """Delete the sockets of RPC processes that were killed while no daemon ran: a tool would take them for a VM."""
-    for path in glob.glob(f"{glob.escape(folder)}/rpc-*.sock"):
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
+    paths = [path for name in ("rpc-*.sock", "qrexec.*") for path in glob.glob(f"{glob.escape(folder)}/{name}")]
+    dead = [path for path in paths if _is_dead(path)]  # all first: links are dead because of what they lead to
+    for path in dead:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _is_dead(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+    return False
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -6,6 +6,7 @@ streams are the call's.
 
 import os
 import select
+import signal
 import time
 from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM
 from _socket import socket as Socket  # noqa: N812
@@ -29,7 +30,9 @@ POLICY_PATIENCE = 300.0
 SERVED_PATIENCE = 10.0
 """Seconds in which the RPC process of a VM that has just been started must be there."""
 OWN_SERVICES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "host_services")
-_MISC = frozenset({"qubes.NotifyTools", "qubes.NotifyUpdates", "qubes.FeaturesRequest"})
+_MISC = frozenset(
+    {"qubes.NotifyTools", "qubes.NotifyUpdates", "qubes.FeaturesRequest", "policy.EvalSimple", "policy.EvalGUI"}
+)
 _BLOCK = 65536
 
 
@@ -60,10 +63,11 @@ def ask_policy(path: str, source: str, trigger: Trigger) -> Verdict | None:
         raise RpcError(f"{source}: the policy cannot be asked about {trigger.service} ({path}: {error})") from error
     finally:
         connection.close()
-    return _parse_answer(reply)
+    return parse_answer(reply)
 
 
-def _parse_answer(reply: bytes) -> Verdict | None:
+def parse_answer(reply: bytes) -> Verdict | None:
+    """Return what a policy answered, None for a denial; raises RpcError."""
     values = dict(line.partition("=")[::2] for line in reply.decode("ascii", "replace").splitlines())
     if values.get("result") != "allow":
         return None
@@ -82,8 +86,11 @@ def _parse_answer(reply: bytes) -> Verdict | None:
 class GuestErrand:
     """The errand of one call of one VM."""
 
-    def __init__(self, vm: str, paths: Paths, trigger: Trigger) -> None:
+    def __init__(self, vm: str, paths: Paths, trigger: Trigger, domain: int = 0, qrexec_folder: str = "") -> None:
+        """`domain` is the VM's number; `qrexec_folder` is where the daemons of VMs that others serve listen."""
         self._vm = vm
+        self._domain = domain
+        self._qrexec_folders = (qrexec_folder,) if qrexec_folder else ()
         self._paths = paths
         self._trigger = trigger
         self._client = Client(paths, may_start_daemon=False)
@@ -91,7 +98,7 @@ class GuestErrand:
     def run(self, tell: Callable[[], None], log: Callable[[str], None]) -> int:
         """Do it; return the exit code of the service, 126 when it is refused."""
         try:
-            verdict = ask_policy(self._paths.policy_socket, self._vm, self._trigger)
+            verdict = self._decide()
             if verdict is None:
                 return REFUSED
             caller = Caller(self._vm, verdict.service or self._trigger.service, verdict.requested_target)
@@ -104,6 +111,9 @@ class GuestErrand:
             log(f"{self._vm}: call of {self._trigger.service}: {error}")
             return MISSING if isinstance(error, NotFoundError) else TROUBLE
 
+    def _decide(self) -> Verdict | None:
+        return ask_policy(self._paths.policy_socket, self._vm, self._trigger)
+
     # -- services of this host
 
     def _serve(self, caller: Caller, tell: Callable[[], None]) -> int:
@@ -111,9 +121,9 @@ class GuestErrand:
         if service.kind is Kind.SOCKET:
             return _pass_to_socket(service.path, caller, tell)
         tell()
-        arguments = [service.path, *([caller.argument] if caller.argument else [])]
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # which Python ignores, and a program would inherit
         try:
-            os.execve(service.path, arguments, caller.environment(dict(os.environ)))  # noqa: S606
+            os.execve(service.path, caller.arguments(service.path), caller.environment(dict(os.environ)))  # noqa: S606
         except OSError as error:
             raise RpcError(f"{service.path} cannot be run: {error.strerror}") from error
 
@@ -134,12 +144,17 @@ class GuestErrand:
 
     def _call_vm(self, target: str, verdict: Verdict, caller: Caller, tell: Callable[[], None]) -> int:
         path = self._paths.rpc_socket(target)
+        command = f"QUBESRPC {caller.call} {caller.source}"
         if not is_served(path):
+            from crannog.rpc.qrexec_client import call_vm, find_socket
+
+            foreign = find_socket(target, self._qrexec_folders)
+            if foreign:
+                return call_vm(foreign, self._domain, verdict.user, command, tell)
             if not verdict.autostart:
                 raise RpcError(f"{target} does not run, and the policy does not let it be started for that")
             self._start(target, path)
         tell()
-        command = f"QUBESRPC {caller.call} {caller.source}"
         return run_command(path, verdict.user, command, 0, 1, 2)
 
     def _start(self, target: str, path: str) -> None:

@@ -6,8 +6,9 @@ The channel (both ways, all integers little-endian)
     that stream of data. A call is one stream: the host picks its number and sends EXEC_CMDLINE `USER:COMMAND`
     NUL (USER may be DEFAULT); the guest ends it with DATA_EXIT_CODE; CLOSE from the host means that the
     caller is gone. Frames for a stream that has ended are late, and ignored. Stream 0 carries HELLO (u32
-    version, the guest's first frame), GUESTDB_WRITE (`path` NUL `value`), TRIGGER (a service's name;
-    qubes.NotifyTools says that the announcement is complete), and POWEROFF from the host.
+    version, the guest's first frame), GUESTDB_WRITE (`path` NUL `value`), GUESTDB_REMOVE (`path`; with a slash
+    at its end all below), both ways, GUESTDB_READY (empty, from the host: all entries were told), TRIGGER (a
+    service's name; qubes.NotifyTools says that the announcement is complete), and POWEROFF from the host.
 
 Calls from the guest (version 2 of HELLO and later)
     The guest asks on stream 0 with TRIGGER_SERVICE4: char source[64], target[64], ident[32], then the service's
@@ -35,7 +36,9 @@ Local clients (a stream socket)
     message = u32 type, u32 length, body. The server sends HELLO(3), the client answers HELLO(3), then asks
     one of: EXEC_CMDLINE with 8 zero bytes and `USER:COMMAND` NUL, after which the connection carries that
     call's data; STATUS_FOLLOW, answered with one STATUS_FOLLOW message, a line of JSON, now and at each
-    change; POWEROFF, answered with POWEROFF and a u32: 1 when it was passed on, 0 when there is no agent.
+    change; POWEROFF, answered with POWEROFF and a u32: 1 when it was passed on, 0 when there is no agent;
+    DOMAIN_NUMBER (u32, from the daemon, no answer): the hypervisor's number of the VM's domain, by which other
+    programs call it.
 """
 
 import struct
@@ -58,17 +61,22 @@ CLOSE = 0x701
 GUESTDB_WRITE = 0x702
 TRIGGER = 0x703
 POWEROFF = 0x704
+GUESTDB_REMOVE = 0x705
+GUESTDB_READY = 0x706
+GUESTDB_WATCH = 0x707
 STATUS_FOLLOW = 0x710
+DOMAIN_NUMBER = 0x711
 
 CHANNEL_TYPES = frozenset(
     {DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE, EXEC_CMDLINE, HELLO}
     | {CREDIT, CLOSE, GUESTDB_WRITE, TRIGGER, POWEROFF}
     | {SERVICE_CONNECT, SERVICE_REFUSED, TRIGGER_SERVICE4}
+    | {GUESTDB_REMOVE, GUESTDB_READY}
 )
-LOCAL_TYPES = frozenset({DATA_STDIN, EXEC_CMDLINE, HELLO, STATUS_FOLLOW, POWEROFF})
+LOCAL_TYPES = frozenset({DATA_STDIN, EXEC_CMDLINE, HELLO, STATUS_FOLLOW, POWEROFF, DOMAIN_NUMBER})
 IDENT_SIZE = 32
-FIXED_SIZES = {DATA_EXIT_CODE: 4, HELLO: 4, CREDIT: 4, CLOSE: 0, POWEROFF: 0, STATUS_FOLLOW: 0}
-FIXED_SIZES |= {SERVICE_CONNECT: IDENT_SIZE, SERVICE_REFUSED: IDENT_SIZE}
+FIXED_SIZES = {DATA_EXIT_CODE: 4, HELLO: 4, CREDIT: 4, CLOSE: 0, POWEROFF: 0, STATUS_FOLLOW: 0, DOMAIN_NUMBER: 4}
+FIXED_SIZES |= {SERVICE_CONNECT: IDENT_SIZE, SERVICE_REFUSED: IDENT_SIZE, GUESTDB_READY: 0}
 
 HEADER = struct.Struct("<III")
 LOCAL_HEADER = struct.Struct("<II")
@@ -76,7 +84,7 @@ NUMBER = struct.Struct("<I")
 TRIGGER_PARAMS = struct.Struct("<64s64s32s")
 EXEC_PARAMS = bytes(8)
 BODY_MAX = 65536
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 OLDEST_VERSION = 1
 LOCAL_VERSION = 3
 

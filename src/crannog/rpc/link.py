@@ -54,6 +54,11 @@ class RpcLink:
             if kind == frames.STATUS_FOLLOW:
                 yield AgentStatus.parse(untrusted_body)
 
+    def tell_number(self, number: int) -> None:
+        """Say what number the hypervisor gave the VM's domain; other programs can call the VM then."""
+        if self._writer is not None and number > 0:
+            self._writer.write(frames.encode_message(frames.DOMAIN_NUMBER, frames.NUMBER.pack(number)))
+
     async def power_off(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Have the guest asked to shut down; its agent does that by itself then.
 

@@ -57,6 +57,10 @@ class Caller:
         """Return what a socket is told first: NUL ends it."""
         return f"{self.call} {self.source} {self.target_kind} {self.target.removeprefix('@')}\0".encode("ascii")
 
+    def arguments(self, path: str) -> list[str]:
+        """Return what a program is started with."""
+        return [path, *([self.argument] if self.argument else [])]
+
     def environment(self, base: dict[str, str]) -> dict[str, str]:
         """Return the environment of a program, made from another one."""
         kept = {key: value for key, value in base.items() if not key.startswith("QREXEC_")}

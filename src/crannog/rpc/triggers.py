@@ -9,7 +9,7 @@ from crannog.rpc.frames import TRIGGER_PARAMS
 SERVICE_MAX = 65000
 """Longest service with its argument, in bytes, with the NUL at its end."""
 
-_IDENT = re.compile(rb"[A-Za-z0-9_. -]+\0*")
+_IDENT = re.compile(rb"[A-Za-z0-9_. -]+\0+")
 _ODD_IN_NAME = re.compile(rb"[^A-Za-z0-9_.@:-]")
 _ODD_IN_SERVICE = re.compile(rb"[^A-Za-z0-9_.@:+-]")
 

@@ -9,86 +9,27 @@ import argparse
 import contextlib
 import os
 import select
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from crannog.core.announcement import AgentStatus
-from crannog.errors import CrannogError, InUseError, RpcError
+from crannog.errors import CrannogError
+from crannog.rpc.call_end import CallEnd
 from crannog.rpc.channel import OUT_MAX, GuestChannel
+from crannog.rpc.endpoints import connect_channel, listen, make_log, wait
 from crannog.rpc.guest_calls import Errand, GuestCalls
 from crannog.rpc.local import LocalClient
+from crannog.rpc.qrexec_clients import QrexecClient
+from crannog.rpc.qrexec_door import QrexecDoor
 from crannog.rpc.triggers import Trigger
 
 READ_SIZE = 262144
 CONNECT_WAIT = 60.0
-CONNECT_PAUSE = 0.01
 CLIENTS_MAX = 512
-LOG_LINES_MAX = 500
-
-
-def make_log(vm: str) -> Callable[[str], None]:
-    """Return a function that logs a line to stderr. A guest cannot cause more than LOG_LINES_MAX of them."""
-    count = 0
-
-    def log(sentence: str) -> None:
-        nonlocal count
-        count += 1
-        if count <= LOG_LINES_MAX:
-            sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {vm}: {sentence}\n")
-        if count == LOG_LINES_MAX:
-            sys.stderr.write(f"{vm}: further lines are left out\n")
-        sys.stderr.flush()
-
-    return log
-
-
-def listen(path: str) -> socket.socket:
-    """Return a socket that listens at `path`, for its owner only; a left-over file is replaced.
-
-    Raises InUseError when a process serves that path already.
-    """
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            pass
-        except ConnectionRefusedError:
-            os.unlink(path)
-        else:
-            raise InUseError(f"another RPC process serves {path} already")
-    listener = socket.socket(socket.AF_UNIX)
-    old_mask = os.umask(0o177)
-    try:
-        listener.bind(path)
-    finally:
-        os.umask(old_mask)
-    listener.listen(128)
-    listener.setblocking(False)
-    return listener
-
-
-def connect_channel(path: str, wait: float, starter: int | None = None) -> socket.socket:
-    """Return a connection to the channel at `path`, which may appear within `wait` seconds.
-
-    Raises RpcError when it does not, or when `starter`, the read end of a pipe, says by its end that who started this
-    process, and was about to make the channel, is gone.
-    """
-    deadline = time.monotonic() + wait
-    while True:
-        channel = socket.socket(socket.AF_UNIX)
-        try:
-            channel.connect(path)
-        except OSError as error:
-            channel.close()
-            if time.monotonic() >= deadline:
-                raise RpcError(f"the channel {path} did not appear in {wait:.0f} s: {error}") from error
-            if select.select([] if starter is None else [starter], [], [], CONNECT_PAUSE)[0]:
-                raise RpcError(f"crannogd ended before it made the channel {path}") from error
-        else:
-            channel.setblocking(False)
-            return channel
 
 
 class VmProcess:
@@ -100,16 +41,18 @@ class VmProcess:
         guest: socket.socket,
         listener: socket.socket,
         user: str,
+        door: QrexecDoor,
         guest_calls: GuestCalls | None = None,
     ) -> None:
         """Without `guest_calls`, calls that the guest makes are refused."""
+        self._door = door
         self.channel = channel
         self._guest_calls = guest_calls
         self.channel.on_status = self._show_status
         self._guest = guest
         self._listener = listener
         self._default_user = user
-        self._clients: dict[int, LocalClient] = {}
+        self._clients: dict[int, CallEnd | QrexecClient] = {}
 
     def run(self) -> None:
         """Serve until the guest's end of the channel is closed."""
@@ -125,6 +68,8 @@ class VmProcess:
     def _turn(self) -> bool:
         """Send what can be sent, wait once, read what is there; return whether the channel is still open."""
         now = time.monotonic()
+        for call in self._door.meet(now):
+            self._clients[call.connection.fileno()] = call
         for client in self._clients.values():
             client.advance(now)
             client.flush()
@@ -135,7 +80,7 @@ class VmProcess:
         calls = {fd: (events, call) for fd, events, call in wanted}
         ready = dict(self._poll(now, {fd: events for fd, (events, _) in calls.items()}))
         guest_events = ready.pop(self._guest.fileno(), 0) & ~select.POLLOUT
-        is_accepting = ready.pop(self._listener.fileno(), 0)
+        newcomers = [accept for fd, accept in self._doors().items() if ready.pop(fd, 0)]
         for fd, events in ready.items():
             if fd in calls:
                 calls[fd][1].serve(fd)
@@ -143,9 +88,15 @@ class VmProcess:
                 self._clients[fd].serve(events)
         if self._guest_calls:
             self._guest_calls.bury()
-        if is_accepting:
-            self._accept()
+        for accept in newcomers:
+            accept()
         return not guest_events or self._read_guest()
+
+    def _doors(self) -> dict[int, Callable[[], None]]:
+        """Return the sockets where clients may come in now, and what lets them in."""
+        doors = {self._listener.fileno(): self._accept} if len(self._clients) < CLIENTS_MAX else {}
+        listener = self._door.listener
+        return doors | ({listener.fileno(): self._accept_other} if listener else {})
 
     def _poll(self, now: float, others: dict[int, int]) -> list[tuple[int, int]]:
         """Wait for the sockets and `others`, and for the first deadline of a call that waits for the agent."""
@@ -154,12 +105,14 @@ class VmProcess:
             poll.register(fd, events)
         guest_in = select.POLLIN if len(self.channel.out) < OUT_MAX else 0
         poll.register(self._guest, guest_in | (select.POLLOUT if self.channel.out else 0))
-        if len(self._clients) < CLIENTS_MAX:
-            poll.register(self._listener, select.POLLIN)
+        for fd in self._doors():
+            poll.register(fd, select.POLLIN)
         for fd, client in self._clients.items():
             poll.register(fd, client.events())
         deadlines = [client.deadline for client in self._clients.values() if client.deadline is not None]
-        return poll.poll(max(0.0, min(deadlines) - now) * 1000 + 1 if deadlines else None)
+        meeting = self._door.due(now)
+        deadlines += [] if meeting is None else [meeting]
+        return wait(poll, max(0.0, min(deadlines) - now) if deadlines else None)
 
     def _send_to_guest(self) -> bool:
         """Send what the channel takes now; return whether it is still open."""
@@ -190,45 +143,68 @@ class VmProcess:
             connection, _ = self._listener.accept()
         except OSError:
             return
-        self._clients[connection.fileno()] = LocalClient(connection, self.channel, self._default_user)
+        self._clients[connection.fileno()] = LocalClient(connection, self.channel, self._default_user, self._door.learn)
+
+    def _accept_other(self) -> None:
+        client = self._door.accept()
+        if client:
+            self._clients[client.connection.fileno()] = client
 
     def _show_status(self, status: AgentStatus) -> None:
         for client in self._clients.values():
             client.show_status(status)
 
 
-def serve(
-    vm: str, channel_path: str, listen_path: str, default_user: str, starter: int | None = None, home: str = ""
-) -> None:
-    """Serve the VM `vm` until it ends. Raises InUseError, RpcError, OSError.
+@dataclass(frozen=True)
+class Place:
+    """What a process serves, and where."""
 
-    `home` is the home whose policy decides on the guest's calls; without one they are refused.
+    vm: str
+    channel_path: str
+    listen_path: str
+    default_user: str = "DEFAULT"
+    uuid: str = ""
+    home: str = ""
+    """The home whose policy decides on the guest's calls; without one they are refused."""
+    qrexec_folder: str = ""
+    """Where other programs look for the VM's qrexec socket."""
+
+    @property
+    def door_folder(self) -> str:
+        """The folder of that socket: beside our own, unless another one was chosen."""
+        return self.qrexec_folder or os.path.dirname(self.listen_path)
+
+
+def serve(place: Place, starter: int | None = None, domain: int = 0) -> None:
+    """Serve a VM until it ends. Raises InUseError, RpcError, OSError.
+
+    `domain` is its number, when that is known already; else crannogd says it later.
     """
-    listener = listen(listen_path)
-    log = make_log(vm)
-    channel = GuestChannel(vm, log)
-    calls = GuestCalls(channel, _errands_of(vm, home), log) if home else None
+    listener = listen(place.listen_path)
+    log = make_log(place.vm)
+    channel = GuestChannel(place.vm, log)
+    door = QrexecDoor(channel, place.door_folder, place.default_user, place.uuid, log)
+    calls = GuestCalls(channel, _errands_of(place, lambda: door.domain), log) if place.home else None
     try:
-        with listener, connect_channel(channel_path, CONNECT_WAIT, starter) as guest:
-            VmProcess(channel, guest, listener, default_user, calls).run()
+        if domain:
+            door.open(domain)
+        with listener, connect_channel(place.channel_path, CONNECT_WAIT, starter) as guest:
+            VmProcess(channel, guest, listener, place.default_user, door, calls).run()
     finally:
+        door.close()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(listen_path)
+            os.unlink(place.listen_path)
 
 
-def _errands_of(vm: str, home: str) -> Callable[[Trigger], Errand]:
-    """Return what starts the process of a call. What only such a process needs is loaded in it, once it is there."""
+def _errands_of(place: Place, find_domain: Callable[[], int]) -> Callable[[Trigger], Errand]:
+    """Return what starts the process of a call. What only such processes need is loaded here, for the first of them."""
 
     def start(trigger: Trigger) -> Errand:
+        from crannog.config import Paths
+        from crannog.rpc.errand import GuestErrand
         from crannog.rpc.errand_start import start_errand
 
-        def run(tell: Callable[[], None], log: Callable[[str], None]) -> int:
-            from crannog.config import Paths
-            from crannog.rpc.errand import GuestErrand
-
-            return GuestErrand(vm, Paths(home), trigger).run(tell, log)
-
-        return start_errand(run)
+        return start_errand(GuestErrand(place.vm, Paths(place.home), trigger, find_domain(), place.door_folder).run)
 
     return start
 
@@ -244,10 +220,23 @@ def main(arguments: list[str] | None = None) -> int:
         "--starter-on-stdin", action="store_true", help="end when standard input does before the channel is there"
     )
     parser.add_argument("--home", default="", help="the home whose policy decides on the guest's calls")
+    parser.add_argument("--uuid", default="", help="the VM's UUID, by which other programs call it too")
+    parser.add_argument("--xid", type=int, default=0, help="the hypervisor's number of the VM, if it is known")
+    parser.add_argument("--qrexec-dir", default="", help="where other programs call it; else beside the socket")
     options = parser.parse_args(arguments)
-    starter = 0 if options.starter_on_stdin else None
+    place = Place(
+        options.name,
+        options.channel,
+        options.listen,
+        options.default_user,
+        options.uuid,
+        options.home,
+        options.qrexec_dir,
+    )
+    # Raised where the process is, so that its sockets are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        serve(options.name, options.channel, options.listen, options.default_user, starter, options.home)
+        serve(place, 0 if options.starter_on_stdin else None, options.xid)
     except (CrannogError, OSError) as error:
         sys.stderr.write(f"{options.name}: {error}\n")
         return error.exit_code if isinstance(error, CrannogError) else 1
