@@ -37,6 +37,7 @@ from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
 from crannog.errors import HypervisorError
 from crannog.hostfacts import HostMemory
+from crannog.ports.channel import Describe
 from crannog.ports.hypervisor import Hypervisor, StateListener
 from crannog.ports.storage import Pool
 
@@ -158,6 +159,20 @@ class FakeAgents:
         self.running: set[str] = set()
         self.statuses: dict[str, AgentStatus] = {}
         self.listeners: list[Callable[[str, AgentStatus], None]] = []
+        self.describe: Describe = lambda _uuid: {}
+        self.refreshed: list[str] = []
+        self.entries: dict[str, bytes] = {}
+        """What guests have written to their guest DBs."""
+
+    def provide(self, describe: Describe) -> None:
+        self.describe = describe
+
+    def refresh(self, uuid: str) -> None:
+        self.refreshed.append(uuid)
+
+    async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
+        del uuid
+        return {path: value for path, value in self.entries.items() if path.startswith(prefix)}
 
     def listen(self, listener: Callable[[str, AgentStatus], None]) -> None:
         self.listeners.append(listener)

@@ -26,6 +26,16 @@ def read_boot_id(path: str = "/proc/sys/kernel/random/boot_id") -> str:
         return ""
 
 
+def read_timezone(folder: str = "/etc") -> str:
+    """Return the name of this host's time zone, such as Europe/Berlin (localtime(5)); empty when it is not known."""
+    try:
+        with open(f"{folder}/timezone", encoding="ascii") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        target = os.path.realpath(f"{folder}/localtime")
+        return target.partition("/zoneinfo/")[2]
+
+
 class HostMemory:
     """The host's memory, as its kernel shows it in the files below `proc` (proc(5))."""
 

@@ -489,7 +489,8 @@ OTHERS = (
         ),
         say("qubes.NotifyTools+ dom0 name dom0", elsewhere("dom0", "AdminVM")),
         say("qubes.FeaturesRequest+ work name dom0",
-            not_yet("features that work asks for cannot be read yet: there is no guest DB")),
+            error("QubesVMNotRunningError", "VMNotRunningError",
+                  "work has no guest DB: it is not running; start it with 'qvm-start work'")),
         say("qubes.FeaturesRequest+x work name dom0", UNEXPECTED_ARGUMENT),
     ),
     talk(

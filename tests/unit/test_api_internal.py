@@ -1,5 +1,6 @@
 """What trusted parts of the system and guests' services ask, each on the socket that is meant for it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -339,5 +340,74 @@ async def test_tools_whose_news_cannot_be_saved(inside: Inside, monkeypatch: pyt
     assert vm(inside, "work").features == {}
 
 
-async def test_features_are_not_requested_yet(inside: Inside) -> None:
-    assert (await notify(inside, "FeaturesRequest", "work")).startswith(b"2\0QubesNotImplementedError\0NotYetError\0")
+REQUEST = {"/features-request/gui": b"1", "/features-request/supported-rpc.x": b"1", "/qubes-tools/os": b"Linux"}
+
+
+async def start(inside: Inside, name: str) -> LocalVM:
+    for needed in ("debian", "work"):
+        await inside.pool.create(tuple(vm(inside, needed).pool_volumes()))
+    await inside.inventory.lifecycle.start(vm(inside, name), StartRequest(wait=False))
+    return vm(inside, name)
+
+
+async def test_features_that_a_template_asks_for(inside: Inside) -> None:
+    template = await start(inside, "debian")
+    template.features |= {"supported-rpc.old": "1", "mine": "x"}
+    inside.agents.entries = dict(REQUEST)
+    assert await notify(inside, "FeaturesRequest", "debian") == b"0\0"
+    for registry in (inside.registry, on_disk(inside)):
+        assert registry.find_vm("debian").features == {"gui": "1", "supported-rpc.x": "1", "mine": "x"}
+
+
+async def test_features_that_a_template_based_vm_asks_for_are_its_templates(inside: Inside) -> None:
+    await start(inside, "work")
+    inside.agents.entries = dict(REQUEST)
+    assert await notify(inside, "FeaturesRequest", "work") == b"0\0"
+    assert vm(inside, "work").features == vm(inside, "debian").features == {}
+
+
+async def test_nonsense_among_the_features_changes_nothing(inside: Inside) -> None:
+    template = await start(inside, "debian")
+    inside.agents.entries = {**REQUEST, "/features-request/qrexec": b"maybe"}
+    assert (await notify(inside, "FeaturesRequest", "debian")).startswith(b"2\0ProtocolError\0ProtocolError\0")
+    assert template.features == {}
+
+
+async def test_features_of_a_vm_that_does_not_run(inside: Inside) -> None:
+    refused = b"2\0QubesVMNotRunningError\0VMNotRunningError\0work has no guest DB: it is not running"
+    assert (await notify(inside, "FeaturesRequest", "work")).startswith(refused)
+
+
+# -- what running VMs are told
+
+
+async def test_a_running_vm_is_told_what_changes(inside: Inside) -> None:
+    work, editor = await start(inside, "work"), inside.inventory.editor
+    told = inside.agents.describe(work.uuid)
+    assert (told["/name"], told["/qubes-vm-type"], told["/qubes-base-template"]) == ("work", "AppVM", "debian")
+    assert inside.agents.describe(work.uuid) == told, "the seed stays for as long as it runs"
+    inside.agents.refreshed.clear()
+    editor.set_feature(work, "service.crond", "1")
+    editor.set_property(work, "debug", "True")
+    editor.set_property(vm(inside, "debian"), "default_user", "anna")
+    assert inside.agents.refreshed == [work.uuid] * 3
+    told = inside.agents.describe(work.uuid)
+    assert (told["/qubes-service/crond"], told["/qubes-debug-mode"], told["/default-user"]) == ("1", "1", "anna")
+    editor.set_feature(work, "service." + "x" * 100, "1")
+    assert not any("xxx" in path for path in inside.agents.describe(work.uuid)), "no entry can have that path"
+
+
+async def test_a_halted_vm_is_told_nothing_and_gets_another_seed(inside: Inside) -> None:
+    work = await start(inside, "work")
+    first = inside.agents.describe(work.uuid)["/qubes-random-seed"]
+    await inside.inventory.lifecycle.kill(work)
+    for _ in range(200):
+        if inside.agents.describe(work.uuid)["/qubes-random-seed"] != first:
+            break
+        await asyncio.sleep(0.01)
+    else:
+        raise AssertionError("the seed is the same")
+    inside.agents.refreshed.clear()
+    inside.inventory.editor.set_property(work, "debug", "True")
+    assert inside.agents.refreshed == []
+    assert inside.agents.describe("no-such-vm") == {}

@@ -169,6 +169,38 @@ def test_a_disposable_for_one_call(home: Home) -> None:
         home.ok("qvm-prefs", "idle", "template_for_dispvms", "False")
 
 
+def read_db(home: Home, path: str, vm: str = "caller") -> str:
+    return home.run("qvm-run", vm, f"qubesdb-read {path}").stdout.decode()
+
+
+def test_a_guest_knows_itself(home: Home) -> None:
+    assert read_db(home, "/name") == "caller\n"
+    assert read_db(home, "/qubes-base-template") == "debian-12\n"
+    assert read_db(home, "/qubes-random-seed") == "", "that is for root alone"
+    home.ok("qvm-features", "caller", "service.crond", "1")
+    wait_until(lambda: read_db(home, "/qubes-service/crond") == "1\n", "the service is told of")
+    os.kill(home.rpc_process("caller"), signal.SIGKILL)
+    home.ok("qvm-features", "--delete", "caller", "service.crond")
+    wait_until(lambda: read_db(home, "/qubes-service/crond") == "", "a new process tells what is new")
+    assert read_db(home, "/name") == "caller\n"
+
+
+def test_what_tools_ask_for(home: Home) -> None:
+    """Of a template it is kept, of a VM that starts from one it is not; nonsense is not."""
+    home.ok("qvm-start", "--wait", "debian-12")
+    try:
+        ask = "qubesdb-write /features-request/supported-rpc.test.X 1 && qrexec-client-vm dom0 qubes.FeaturesRequest"
+        for vm in ("caller", "debian-12"):
+            home.ok("qvm-run", "--user", "root", vm, ask)
+        assert home.run("qvm-features", "caller", "supported-rpc.test.X").returncode != 0
+        assert home.ok("qvm-features", "debian-12", "supported-rpc.test.X") == "1\n"
+        assert home.run("qvm-run", "debian-12", ask).returncode != 0, "only root may write"
+        home.run("qvm-run", "--user", "root", "debian-12", ask.replace("X 1", "X maybe"))
+        assert home.ok("qvm-features", "debian-12", "supported-rpc.test.X") == "1\n"
+    finally:
+        home.run("qvm-kill", "debian-12")
+
+
 def test_a_process_that_is_killed_ends_its_calls(home: Home) -> None:
     install(home, "target", "test.Echo+slow", "#!/bin/sh\nsleep 60\n")
     with home.popen("qvm-run", "caller", "qrexec-client-vm target test.Echo+slow; echo ended $?", stdout=-1) as tool:

@@ -62,6 +62,9 @@ class Power(Protocol):
     async def announce(self, vm: LocalVM) -> None:
         """Take over what the tools in a VM say they are (design.md, B13)."""
 
+    async def take_features(self, vm: LocalVM) -> None:
+        """Take over the features that the tools in a VM ask for (design.md, B13)."""
+
     def follow_stats(self, vm: QubeBase, listener: Listener) -> Callable[[], None]:
         """Have `listener` called with the statistics of a VM, of all for dom0; return what ends that."""
 

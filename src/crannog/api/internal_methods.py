@@ -4,7 +4,7 @@ import json
 
 from crannog.api.table import Access, Call, Destination, Presence, as_local, method
 from crannog.core.vms import QubeBase
-from crannog.errors import NotYetError, ProtocolError
+from crannog.errors import ProtocolError
 
 
 @method("internal.GetSystemInfo", Destination.ADMIN)
@@ -69,6 +69,6 @@ async def notify_tools(call: Call) -> None:
 
 
 @method("qubes.FeaturesRequest", Destination.ADMIN, payload=Presence.OPTIONAL, access=Access.WRITE)
-def request_features(call: Call) -> None:
+async def request_features(call: Call) -> None:
     """Take over the features that the calling VM asks for in its guest DB."""
-    raise NotYetError(f"features that {call.source.name} asks for cannot be read yet: there is no guest DB")
+    await call.backend.power.take_features(as_local(call.source))

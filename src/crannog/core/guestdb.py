@@ -35,6 +35,11 @@ def check_path(untrusted_path: bytes, *, may_be_folder: bool = False) -> str:
     return path
 
 
+def is_entry(path: str, value: bytes) -> bool:
+    """Tell whether there can be such an entry."""
+    return len(path) <= PATH_MAX and _PATH.fullmatch(path) is not None and len(value) <= VALUE_MAX
+
+
 class GuestDB:
     """The tree. Who passes on what a guest wants asks `check_path` and `check_guest_may_write` first."""
 

@@ -2,7 +2,9 @@
 
 import logging
 
+from crannog.core import events
 from crannog.core.announcement import AgentState, AgentStatus, Announcement
+from crannog.core.features_request import PREFIX, changes, parse_request
 from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM
 from crannog.daemon.world import World
@@ -27,6 +29,26 @@ class Announcements:
         if status is None or status.agent is not AgentState.READY or not status.announced:
             raise VMNotRunningError(f"the tools in {vm.name} cannot be heard: its agent is not connected")
         self._apply(vm, status.announced)
+
+    async def take_features(self, vm: LocalVM) -> None:
+        """Keep the features that the VM's tools ask for in its guest DB (qubes.FeaturesRequest).
+
+        Those of a VM that starts from a template follow from that one, so that it is not listened to. Raises
+        ProtocolError for nonsense, which changes nothing; RpcError when the VM's guest DB cannot be read.
+        """
+        wanted = parse_request(await self._agents.read_entries(vm.uuid, PREFIX))
+        self._editor.tell(events.plain(vm.name, "features-request"))
+        if vm.template:
+            log.warning("%s: the features that its tools ask for are its template's to say", vm.name)
+            return
+        changed = changes(vm.features, wanted)
+        new = {name: value for name, value in changed.items() if value is not None}
+        if new:
+            self._editor.set_features(vm, new)
+        for name in [name for name, value in changed.items() if value is None]:
+            self._editor.remove_feature(vm, name)
+        if changed:
+            log.info("%s: its tools asked for %s", vm.name, ", ".join(sorted(changed)))
 
     def _note_agent(self, vm_uuid: str, status: AgentStatus) -> None:
         vm = self._registry.find_uuid(vm_uuid)

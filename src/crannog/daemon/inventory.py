@@ -7,6 +7,7 @@ from crannog.adapters.policy.shelf import FolderShelf
 from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.announcements import Announcements
+from crannog.daemon.guest_facts import GuestFacts
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.policy import PolicyKeeper
@@ -55,6 +56,7 @@ class Inventory:
         self.kernels = KernelShelf(self.editor, world.kernels)
         self.devices = Devices(self.editor, world.host_devices)
         self.firewall = Firewall(self.editor)
+        self.guest_facts = GuestFacts(world, registry, self.editor)
         self.policy = PolicyKeeper(registry, world.paths.policy_folders)
         self.policies = Policies(FolderShelf(), world.paths.policy_folders)
 

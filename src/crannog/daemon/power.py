@@ -52,6 +52,11 @@ class LivePower:
         """Take over what the tools in a VM say they are."""
         self._announcements.take(vm)
 
+    async def take_features(self, vm: LocalVM) -> None:
+        """Take over the features that the tools in a VM ask for."""
+        self._check_has(vm, "guest DB")
+        await self._announcements.take_features(vm)
+
     def follow_stats(self, vm: QubeBase, listener: Listener) -> Callable[[], None]:
         """Have `listener` called with the statistics of a VM, of all for dom0; return what ends that."""
 

@@ -69,6 +69,10 @@ class NoPower:
         """Refuse."""
         _refuse(f"what the tools in {vm.name} say")
 
+    async def take_features(self, vm: LocalVM) -> None:
+        """Refuse."""
+        _refuse(f"what the tools in {vm.name} ask for")
+
     def follow_stats(self, vm: QubeBase, listener: Listener) -> Callable[[], None]:
         """Refuse."""
         del listener

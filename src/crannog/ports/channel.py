@@ -1,9 +1,12 @@
 """What Crannog asks of the processes that speak with guests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from crannog.core.announcement import AgentStatus
+
+Describe = Callable[[str], Mapping[str, str]]
+"""Returns what the VM with a UUID is told in its guest DB: values by their paths."""
 
 StatusListener = Callable[[str, AgentStatus], None]
 """Called in the event loop with a VM's UUID and what its agent is now."""
@@ -11,6 +14,15 @@ StatusListener = Callable[[str, AgentStatus], None]
 
 class AgentLinks(Protocol):
     """One RPC process a VM; it alone reads what the guest sends, and it outlives the daemon."""
+
+    def provide(self, describe: Describe) -> None:
+        """Have each VM's guest DB hold what `describe` says of it, from the start of its RPC process on."""
+
+    def refresh(self, uuid: str) -> None:
+        """Bring a VM's guest DB to what is to be said of it now; nothing where it does not run."""
+
+    async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
+        """Return the entries of a VM's guest DB below a path: what the guest wrote is untrusted. Raises RpcError."""
 
     def listen(self, listener: StatusListener) -> None:
         """Have `listener` called whenever an agent comes, goes or announces itself."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from crannog.config import Paths
 from crannog.core.announcement import AgentState, AgentStatus
+from crannog.core.guestdb import differences
 from crannog.errors import CrannogError, RpcError
-from crannog.ports.channel import StatusListener
+from crannog.ports.channel import Describe, StatusListener
 from crannog.rpc.link import RpcLink
 from crannog.rpc.qrexec_sockets import discard_left
 from crannog.rpc.strays import end_strays
@@ -40,6 +41,8 @@ class _Follower:
     name: str
     default_user: str
     link: RpcLink
+    told: dict[str, bytes] = field(default_factory=dict)
+    """What its guest DB was told last."""
     status: AgentStatus = field(default_factory=AgentStatus)
     process: asyncio.subprocess.Process | None = None
     task: asyncio.Task[None] | None = None
@@ -52,8 +55,29 @@ class VMProcesses:
         """`find_number` tells the hypervisor's number of a VM's domain by its UUID; -1 when it has none."""
         self._paths = paths
         self._find_number = find_number
+        self._describe: Describe = lambda _uuid: {}
         self._followers: dict[str, _Follower] = {}
         self._listeners: list[StatusListener] = []
+
+    def provide(self, describe: Describe) -> None:
+        """Have each VM's guest DB hold what `describe` says of it."""
+        self._describe = describe
+
+    def refresh(self, uuid: str) -> None:
+        """Bring a running VM's guest DB to what is to be said of it now."""
+        follower = self._followers.get(uuid)
+        if follower:
+            new = {path: text.encode() for path, text in self._describe(uuid).items()}
+            for path, value in differences(follower.told.items(), new.items()).items():
+                follower.link.write_entry(path, value)
+            follower.told = new
+
+    async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
+        """Return what is in the guest DB of a VM below a path; raises RpcError."""
+        follower = self._followers.get(uuid)
+        if follower is None:
+            raise RpcError("the VM has no RPC process, as it does not run")
+        return await follower.link.list_entries(prefix)
 
     def listen(self, listener: StatusListener) -> None:
         """Have `listener` called with each change of a status."""
@@ -157,6 +181,8 @@ class VMProcesses:
         try:
             if not is_connected:
                 await follower.link.connect()
+            follower.told = {}  # a new process knows nothing
+            self.refresh(uuid)
             async for status in follower.link:
                 # Only now is it sure that the domain is there: the process is started before it.
                 follower.link.tell_number(self._find_number(uuid))

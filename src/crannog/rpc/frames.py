@@ -38,7 +38,8 @@ Local clients (a stream socket)
     call's data; STATUS_FOLLOW, answered with one STATUS_FOLLOW message, a line of JSON, now and at each
     change; POWEROFF, answered with POWEROFF and a u32: 1 when it was passed on, 0 when there is no agent;
     DOMAIN_NUMBER (u32, from the daemon, no answer): the hypervisor's number of the VM's domain, by which other
-    programs call it.
+    programs call it; GUESTDB_WRITE and GUESTDB_REMOVE, as on the channel (no answer): a change of the guest DB;
+    GUESTDB_LIST with the beginning of paths: answered with a GUESTDB_WRITE for each entry, then GUESTDB_READY.
 """
 
 import struct
@@ -66,6 +67,7 @@ GUESTDB_READY = 0x706
 GUESTDB_WATCH = 0x707
 STATUS_FOLLOW = 0x710
 DOMAIN_NUMBER = 0x711
+GUESTDB_LIST = 0x712
 
 CHANNEL_TYPES = frozenset(
     {DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE, EXEC_CMDLINE, HELLO}
@@ -73,7 +75,10 @@ CHANNEL_TYPES = frozenset(
     | {SERVICE_CONNECT, SERVICE_REFUSED, TRIGGER_SERVICE4}
     | {GUESTDB_REMOVE, GUESTDB_READY}
 )
-LOCAL_TYPES = frozenset({DATA_STDIN, EXEC_CMDLINE, HELLO, STATUS_FOLLOW, POWEROFF, DOMAIN_NUMBER})
+LOCAL_TYPES = frozenset(
+    {DATA_STDIN, EXEC_CMDLINE, HELLO, STATUS_FOLLOW, POWEROFF, DOMAIN_NUMBER}
+    | {GUESTDB_WRITE, GUESTDB_REMOVE, GUESTDB_LIST}
+)
 IDENT_SIZE = 32
 FIXED_SIZES = {DATA_EXIT_CODE: 4, HELLO: 4, CREDIT: 4, CLOSE: 0, POWEROFF: 0, STATUS_FOLLOW: 0, DOMAIN_NUMBER: 4}
 FIXED_SIZES |= {SERVICE_CONNECT: IDENT_SIZE, SERVICE_REFUSED: IDENT_SIZE, GUESTDB_READY: 0}

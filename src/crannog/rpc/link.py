@@ -59,6 +59,32 @@ class RpcLink:
         if self._writer is not None and number > 0:
             self._writer.write(frames.encode_message(frames.DOMAIN_NUMBER, frames.NUMBER.pack(number)))
 
+    def write_entry(self, path: str, value: bytes | None) -> None:
+        """Set an entry of the VM's guest DB, or with None remove it. A link that is not connected does nothing."""
+        if self._writer is not None and value is None:
+            self._writer.write(frames.encode_message(frames.GUESTDB_REMOVE, path.encode("ascii")))
+        elif self._writer is not None and value is not None:
+            self._writer.write(frames.encode_message(frames.GUESTDB_WRITE, path.encode("ascii") + b"\0" + value))
+
+    async def list_entries(self, prefix: str, timeout: float = 10.0) -> dict[str, bytes]:  # noqa: ASYNC109
+        """Return the entries of the guest DB whose paths begin so: what the guest has written there is untrusted.
+
+        Raises RpcError when there is no RPC process, or it does not answer.
+        """
+        reader, writer = await _open(self.path, timeout)
+        untrusted_entries: dict[str, bytes] = {}
+        try:
+            writer.write(frames.encode_message(frames.GUESTDB_LIST, prefix.encode("ascii")))
+            async with asyncio.timeout(timeout):
+                while (message := await _read_message(reader))[0] == frames.GUESTDB_WRITE:
+                    path, _, untrusted_value = message[1].partition(b"\0")
+                    untrusted_entries[path.decode("ascii", "replace")] = untrusted_value
+        except (OSError, EOFError) as error:
+            raise RpcError(f"the RPC process at {self.path} did not answer: {error}") from error
+        finally:
+            await _close(writer)
+        return untrusted_entries
+
     async def power_off(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Have the guest asked to shut down; its agent does that by itself then.
 

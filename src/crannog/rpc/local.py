@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from crannog.core.announcement import AgentStatus
+from crannog.core.guestdb import check_path
 from crannog.errors import ProtocolError
 from crannog.rpc import frames
 from crannog.rpc.call_end import AGENT_WAIT, READ_SIZE, CallEnd, Item
@@ -56,8 +57,23 @@ class LocalClient(CallEnd):
         elif message.type == frames.POWEROFF:
             answer = frames.NUMBER.pack(self._channel.power_off())
             self._out += frames.encode_message(frames.POWEROFF, answer)
+        elif message.type in (frames.GUESTDB_WRITE, frames.GUESTDB_REMOVE, frames.GUESTDB_LIST):
+            self._take_database(message)
         else:
             raise ProtocolError("a local client asks for something unknown")
+
+    def _take_database(self, message: Item) -> None:
+        """Change the guest DB, or tell what is in it."""
+        tree = self._channel.tree
+        if message.type == frames.GUESTDB_WRITE:
+            path, _, value = message.body.partition(b"\0")
+            tree.db.write(check_path(path), value)
+        elif message.type == frames.GUESTDB_REMOVE:
+            tree.db.remove(check_path(message.body, may_be_folder=True))
+        else:
+            for name, value in tree.db.list(message.body.decode("ascii", "replace")):
+                self._out += frames.encode_message(frames.GUESTDB_WRITE, name.encode("ascii") + b"\0" + value)
+            self._out += frames.encode_message(frames.GUESTDB_READY)
 
     def _take_command(self, body: bytes) -> None:
         command_line = body[len(frames.EXEC_PARAMS) :].partition(b"\0")[0]
