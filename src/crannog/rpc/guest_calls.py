@@ -8,20 +8,18 @@ import contextlib
 import os
 import select
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from crannog.errors import ProtocolError
 from crannog.rpc import frames
+from crannog.rpc.allowance import Allowance
 from crannog.rpc.channel import GuestChannel
 from crannog.rpc.triggers import Trigger
 
 CALLS_MAX = 128
 """Most calls of one guest at once, those included that the policy has not decided yet."""
-RATE, BURST = 50.0, 200
-"""Calls a second that a guest may make in the long run, and at once after a rest."""
 REFUSED = 126
 
 
@@ -241,12 +239,12 @@ class GuestCalls:
         self._run = run
         self._log = log
         self._calls: list[GuestCall] = []
-        self._allowance, self._counted_at = float(BURST), time.monotonic()
+        self._allowance = Allowance()
         channel.on_trigger = self.begin
 
     def begin(self, trigger: Trigger) -> None:
         """Start a call; one too many is refused."""
-        if len(self._calls) >= CALLS_MAX or not self._is_affordable():
+        if len(self._calls) >= CALLS_MAX or not self._allowance.take():
             self._log(f"refused a call of {trigger.service}: there are too many of them")
             self._channel.refuse(trigger.ident)
             return
@@ -255,15 +253,6 @@ class GuestCalls:
         except OSError as error:
             self._log(f"refused a call of {trigger.service}: no process can be started for it ({error.strerror})")
             self._channel.refuse(trigger.ident)
-
-    def _is_affordable(self) -> bool:
-        now = time.monotonic()
-        self._allowance = min(BURST, self._allowance + (now - self._counted_at) * RATE)
-        self._counted_at = now
-        if self._allowance < 1:
-            return False
-        self._allowance -= 1
-        return True
 
     def wants(self) -> Iterator[tuple[int, int, GuestCall]]:
         """Give the file descriptors to wait for, with their poll events and their calls."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from crannog.errors import CrannogError, ProtocolError, RpcError
 from crannog.rpc import qrexec_messages as qm
 from crannog.rpc import vchan
-from crannog.rpc.guest_calls import BURST, CALLS_MAX, RATE, Errand
+from crannog.rpc.allowance import Allowance
+from crannog.rpc.guest_calls import CALLS_MAX, Errand
 from crannog.rpc.qrexec_agent_link import AgentLink, fails
 from crannog.rpc.qrexec_clients import CLIENTS_MAX, QrexecClient
 from crannog.rpc.qrexec_messages import ExecParams, Message
@@ -73,7 +74,7 @@ class QrexecBroker:
         self._waiting: dict[int, QrexecClient] = {}
         self._wishes: dict[int, Wish] = {}
         self._ports = PortTable(domain)
-        self._allowance, self._counted_at = float(BURST), time.monotonic()
+        self._allowance = Allowance()
 
     def run(self) -> None:
         """Serve until an exception ends it. Raises RpcError when the vchan's folder can never be used."""
@@ -156,7 +157,7 @@ class QrexecBroker:
     # -- calls of the guest
 
     def _begin_wish(self, trigger: Trigger) -> None:
-        if len(self._wishes) >= CALLS_MAX or not self._is_affordable():
+        if len(self._wishes) >= CALLS_MAX or not self._allowance.take():
             self.log(f"refused a call of {trigger.service}: there are too many of them")
             self._send(qm.encode_refused(trigger.ident))
             return
@@ -167,15 +168,6 @@ class QrexecBroker:
             self._send(qm.encode_refused(trigger.ident))
             return
         self._wishes[errand.pidfd] = Wish(trigger.ident, errand)
-
-    def _is_affordable(self) -> bool:
-        now = time.monotonic()
-        self._allowance = min(BURST, self._allowance + (now - self._counted_at) * RATE)
-        self._counted_at = now
-        if self._allowance < 1:
-            return False
-        self._allowance -= 1
-        return True
 
     def _bury(self, pidfd: int) -> None:
         """Take the end of a process; a call that nobody connected is refused."""
