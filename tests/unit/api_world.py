@@ -37,7 +37,8 @@ class World:
 
     @property
     def listeners(self) -> int:
-        return len(self.inside.inventory.editor._listeners)
+        own = 1  # the guest DBs follow the settings
+        return len(self.inside.inventory.editor._listeners) - own
 
     def tell(self, *told: Event) -> None:
         self.inside.inventory.editor.tell(told)

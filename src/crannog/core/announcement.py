@@ -1,14 +1,14 @@
 """What a guest says about itself (B13), and what is known about a VM's agent.
 
 `parse_announcement` is the one parser of what the guest wrote below /qubes-tools/ of its guest DB. What comes
-out of it is safe to store, log and show: bounded, printable ASCII.
+out of it is safe to store, log and show: bounded, printable ASCII. Every running VM has a process that loads this, so
+that it does without the module dataclasses, which takes 1.5 MB of each.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from crannog.errors import ProtocolError
 
@@ -30,8 +30,7 @@ class AgentState(StrEnum):
     READY = "ready"
 
 
-@dataclass(frozen=True)
-class Announcement:
+class Announcement(NamedTuple):
     """What the guest's tools say they are. `default_user` is empty when they did not name one."""
 
     version: str
@@ -88,8 +87,7 @@ def parse_announcement(untrusted_entries: Mapping[bytes, bytes]) -> Announcement
     )
 
 
-@dataclass(frozen=True)
-class AgentStatus:
+class AgentStatus(NamedTuple):
     """What is known about a VM's agent: `announced` is None until a valid announcement came."""
 
     agent: AgentState = AgentState.WAITING
@@ -97,7 +95,7 @@ class AgentStatus:
 
     def encode(self) -> bytes:
         """Return the status as one line of JSON."""
-        announced = vars(self.announced) if self.announced else None
+        announced = self.announced._asdict() if self.announced else None
         return json.dumps({"agent": self.agent.value, "announced": announced}).encode() + b"\n"
 
     @classmethod

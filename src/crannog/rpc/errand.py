@@ -12,7 +12,7 @@ from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from crannog.client.connection import Client
 from crannog.client.rpc import is_served, run_command
@@ -36,8 +36,7 @@ _MISC = frozenset(
 _BLOCK = 65536
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What the policy has allowed (qrexec protocol, "Policy daemon")."""
 
     target: str

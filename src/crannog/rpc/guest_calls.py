@@ -9,7 +9,6 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 
 from crannog.errors import ProtocolError
@@ -23,17 +22,19 @@ CALLS_MAX = 128
 REFUSED = 126
 
 
-@dataclass
 class Errand:
-    """A child process: the ends of its pipes that are ours, and what its end is noticed by (pidfd_open(2))."""
+    """A child process: the ends of its pipes that are ours, and what its end is noticed by (pidfd_open(2)).
 
-    pid: int
-    pidfd: int
-    stdin: int
-    stdout: int
-    stderr: int
-    verdict: int
-    """Gives one byte when the service is there; its end without a byte is a refusal."""
+    `verdict` gives one byte when the service is there; its end without a byte is a refusal. -1 is what is closed.
+    """
+
+    def __init__(self, pid: int, pidfd: int, stdin: int, stdout: int, stderr: int, verdict: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.verdict = verdict
 
     def fds(self) -> list[int]:
         """Return all of them that are open."""

@@ -5,8 +5,8 @@ The guest agent has its own look-up (crannog/guest/agent.py), as it stands alone
 
 import os
 import stat
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from crannog.errors import NotFoundError, RpcError
 
@@ -22,16 +22,14 @@ class Kind(Enum):
     SOCKET = "socket"
 
 
-@dataclass(frozen=True)
-class Service:
+class Service(NamedTuple):
     """One service that was found: a program to run, or a unix socket to connect to."""
 
     kind: Kind
     path: str
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who calls what: `call` is the service with `+` and its argument, `target` is what the caller asked for."""
 
     source: str

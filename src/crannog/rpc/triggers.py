@@ -1,7 +1,7 @@
 """Services that a guest asks for, cut out of its bytes and made harmless (qrexec protocol, "Flows"). Pure: no I/O."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from crannog.errors import ProtocolError
 from crannog.rpc.frames import TRIGGER_PARAMS
@@ -14,8 +14,7 @@ _ODD_IN_NAME = re.compile(rb"[^A-Za-z0-9_.@:-]")
 _ODD_IN_SERVICE = re.compile(rb"[^A-Za-z0-9_.@:+-]")
 
 
-@dataclass(frozen=True)
-class Trigger:
+class Trigger(NamedTuple):
     """One wish of a guest: `service` has `+` and an argument, `ident` is what the guest knows the wish by."""
 
     ident: bytes

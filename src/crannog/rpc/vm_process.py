@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from crannog.core.announcement import AgentStatus
 from crannog.errors import CrannogError
@@ -155,8 +155,7 @@ class VmProcess:
             client.show_status(status)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """What a process serves, and where."""
 
     vm: str
