@@ -49,7 +49,7 @@ UNSERVED = {
         "admin.vm.device.mic.Attach", "admin.vm.device.mic.Detach",
         "admin.vm.device.pci.Attach", "admin.vm.device.pci.Detach",
         "admin.vm.device.usb.Attach", "admin.vm.device.usb.Detach",
-        "internal.SuspendPost", "internal.SuspendPre", "qubes.FeaturesRequest",
+        "internal.SuspendPost", "internal.SuspendPre",
     },
     "ProtocolError": {"admin.vm.volume.Import", "admin.vm.volume.ImportWithSize"},
 }  # fmt: skip

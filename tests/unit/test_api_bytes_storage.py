@@ -492,6 +492,7 @@ OTHERS = (
             error("QubesVMNotRunningError", "VMNotRunningError",
                   "work has no guest DB: it is not running; start it with 'qvm-start work'")),
         say("qubes.FeaturesRequest+x work name dom0", UNEXPECTED_ARGUMENT),
+        say("qubes.FeaturesRequest+ debian name dom0", ok()),
     ),
     talk(
         "backups",
