@@ -60,14 +60,15 @@ def test_what_is_new_is_added(merge: Merge) -> None:
     root = merge("<domain><memoryBacking><locked/></memoryBacking><devices><watchdog model='itco'/></devices></domain>")
     assert root.find("memoryBacking/locked") is not None
     assert values(root, "devices/watchdog", "model") == ["itco"]
-    assert len(root.findall("devices/disk")) == 2
+    assert len(root.findall("devices/disk")) == len(PVH.disks)
 
 
 def test_disks_are_told_apart_by_target(merge: Merge) -> None:
     disk = "<disk type='file' device='disk'><source file='{}'/><target dev='{}' bus='virtio'/></disk>"
     root = merge(f"<domain><devices>{disk.format('/one', 'vdb')}{disk.format('/two', 'vdx')}</devices></domain>")
     found = zip(values(root, "devices/disk/target", "dev"), values(root, "devices/disk/source", "file"), strict=True)
-    assert list(found) == [("vda", PVH.disks[0].path), ("vdb", "/one"), ("vdx", "/two")]
+    kept = [(disk.target, disk.path) for disk in PVH.disks]
+    assert list(found) == [kept[0], ("vdb", "/one"), *kept[2:], ("vdx", "/two")]
     assert root.find("devices/disk[2]/driver") is None
 
 

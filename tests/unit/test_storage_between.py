@@ -47,7 +47,7 @@ class Home:
         return FileStore(self.paths.store, self.paths.kernels).load().find_vm(name)
 
     def pools_of(self, name: str) -> dict[str, str]:
-        return {volume.name: volume.pool for volume in self.vm(name).volumes.values()}
+        return {volume.name: volume.pool for volume in self.vm(name).pool_volumes()}
 
     def content(self, name: str, volume: str) -> str:
         """Return the letter that the content of a volume consists of at the place where the tests look."""
@@ -71,7 +71,7 @@ def home(tmp_path: Path, disk: Path) -> Home:
 def test_vms_go_from_one_pool_to_another(home: Home, one: str, other: str, tmp_path: Path) -> None:
     root = image(tmp_path, "r")
     home.ok("qvm-create", "--class", "TemplateVM", "-P", one, "--root-copy-from", root, "debian")
-    assert home.pools_of("debian") == {"root": one, "private": one}
+    assert home.pools_of("debian") == {"root": one, "private": one, "volatile": one}
     home.ok("qvm-create", "--template", "debian", "-p", f"private={other}", "work")
     assert {**home.pools_of("work"), "root": one, "private": other} == home.pools_of("work")
     home.ok("qvm-volume", "import", "work:private", image(tmp_path, "p"))
