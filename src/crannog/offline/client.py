@@ -17,6 +17,10 @@ from crannog.shortpath import provide_short_path
 log = logging.getLogger(__name__)
 
 
+SYSTEM_INFO = "internal.GetSystemInfo"
+"""The one method of the internal socket that is served: policy is explained with it."""
+
+
 class OfflineClient:
     """Answers calls on the store of one home, whose lock it holds until the process ends or `close` is called.
 
@@ -61,8 +65,8 @@ class OfflineClient:
 
 
 def _family_of(method: str) -> Family:
-    """Return the socket at which the daemon would serve a method: this process may use them all."""
-    return methods.METHODS[method].family if method in methods.METHODS else Family.PUBLIC
+    """Return the socket at which the daemon would serve a method; what goes on between two calls is not for this one."""
+    return Family.INTERNAL if method == SYSTEM_INFO else Family.PUBLIC
 
 
 def _make_home(paths: Paths) -> None:
