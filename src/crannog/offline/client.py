@@ -17,8 +17,8 @@ from crannog.shortpath import provide_short_path
 log = logging.getLogger(__name__)
 
 
-SYSTEM_INFO = "internal.GetSystemInfo"
-"""The one method of the internal socket that is served: policy is explained with it."""
+SPANNING = "internal.vm.volume."
+"""Methods whose work spans several calls, each of which is a process of its own here: they are not served."""
 
 
 class OfflineClient:
@@ -65,8 +65,9 @@ class OfflineClient:
 
 
 def _family_of(method: str) -> Family:
-    """Return the socket at which the daemon would serve a method; what goes on between two calls is not for this one."""
-    return Family.INTERNAL if method == SYSTEM_INFO else Family.PUBLIC
+    """Return the socket at which the daemon would serve a method: this process may use them all."""
+    is_served = method in methods.METHODS and not method.startswith(SPANNING)
+    return methods.METHODS[method].family if is_served else Family.PUBLIC
 
 
 def _make_home(paths: Paths) -> None:
