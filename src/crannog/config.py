@@ -68,6 +68,7 @@ class Paths:
         self.policy_socket = self.run + "/policy.sock"
         self.policy_agent_socket = self.run + "/policy-agent.sock"
         self.policy_log = self.logs + "/policy.log"
+        self.services_log = self.logs + "/services.log"
         self.services = self.home + "/qubes-rpc"
 
     @property

@@ -176,7 +176,8 @@ def test_a_sockets_stderr_ends_at_once_and_half_closing_works_both_ways(world: A
     world.send(stream, frames.DATA_STDIN, b"late data")
     world.send(stream, frames.DATA_STDIN)
     assert world.expect(stream, frames.DATA_EXIT_CODE).body == bytes(4)
-    assert (world.folder / "late").read_bytes().endswith(b"late data")
+    late = world.folder / "late"
+    wait_until(lambda: late.exists() and late.read_bytes().endswith(b"late data"))
 
 
 def test_a_socket_that_is_closed_ends_the_call_though_input_is_open(world: AgentWorld) -> None:

@@ -69,16 +69,34 @@ def test_agents_of_all_versions(tmp_path: Path, version: int) -> None:
             client(tmp_path / name).close()
 
 
-def test_an_agent_that_is_too_old_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "first", [struct.pack("<III", HELLO, 4, 1), struct.pack("<II", EXIT, 4), b"GET / HTTP/1.0\r\n"]
+)
+def test_a_first_agent_that_cannot_be_served_ends_it(tmp_path: Path, first: bytes) -> None:
+    """Nobody has to wait until time is up."""
     agent = Agent(tmp_path)
     daemon = Daemon(tmp_path)
     agent.accept(0)
-    agent.peer.send(HELLO, struct.pack("<I", 1))
+    agent.peer.socket.sendall(first)
     assert agent.peer.is_closed()
+    assert daemon.process.wait(SECONDS) != 0
     assert daemon.sockets() == []
-    daemon.close()
-    assert "version 1" in daemon.log.read_text()
+    assert "the agent cannot be served" in daemon.log.read_text()
     agent.close()
+
+
+def test_a_later_agent_that_cannot_be_served_is_left(tmp_path: Path) -> None:
+    with daemon_and_agent(tmp_path) as (daemon, agent):
+        agent.close()
+        wait_until(lambda: not daemon.sockets(), "the sockets are gone")
+        old = Agent(tmp_path)
+        old.accept(0)
+        old.peer.send(HELLO, struct.pack("<I", 1))
+        assert old.peer.is_closed()
+        old.close()
+        Agent(tmp_path).accept()
+        wait_until(daemon.path.exists, "the next one is served")
+        assert "version 1" in daemon.log.read_text()
 
 
 @pytest.mark.parametrize("kind", [EXEC, JUST])

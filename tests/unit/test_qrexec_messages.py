@@ -178,7 +178,7 @@ def test_command_lines_that_are_none(line: bytes) -> None:
 
 def test_what_does_not_fit_is_not_sent() -> None:
     with pytest.raises(ProtocolError):
-        qm.encode_refused(b"x" * 32)
+        qm.encode_refused(b"x" * 33)
     with pytest.raises(ProtocolError):
         qm.encode_exec(qm.EXEC_CMDLINE, WHERE, b"x" * 65535)
     with pytest.raises(ProtocolError):

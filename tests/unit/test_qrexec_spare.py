@@ -59,8 +59,11 @@ def order(service: str) -> Trigger:
     return Trigger(b"SOCKET1".ljust(32, b"\0"), "dom0", service)
 
 
+def test_without_calls_there_need_be_none(errands: SpareErrands) -> None:
+    assert not errands.is_wanted
+
+
 def test_the_spare_one_is_used_once(errands: SpareErrands) -> None:
-    assert errands.is_wanted
     errands.prepare()
     assert finish(errands.start(order("a+" + "x" * 64000))) == (b"a+" + b"x" * 64000, 7)
     assert errands.is_wanted
@@ -74,6 +77,33 @@ def test_one_that_was_killed_is_replaced(errands: SpareErrands) -> None:
     os.kill(spare.pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(spare.pid))
     assert finish(errands.start(order("c+"))) == (b"c+", 7)
+    with pytest.raises(ProcessLookupError):
+        os.kill(spare.pid, 0)
+
+
+def test_it_ends_when_no_call_comes_for_a_while(errands: SpareErrands) -> None:
+    finish(errands.start(order("a+")))
+    errands.prepare()
+    spare, deadline = errands._spare, errands.deadline
+    assert spare
+    assert deadline
+    errands.expire(deadline - 0.01)
+    assert is_alive(spare.pid)
+    errands.expire(deadline)
+    with pytest.raises(ProcessLookupError):
+        os.kill(spare.pid, 0)
+    assert errands.deadline is None
+
+
+def test_one_that_was_killed_is_buried_then_too(errands: SpareErrands) -> None:
+    finish(errands.start(order("a+")))
+    errands.prepare()
+    spare, deadline = errands._spare, errands.deadline
+    assert spare
+    assert deadline
+    os.kill(spare.pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(spare.pid))
+    errands.expire(deadline)
     with pytest.raises(ProcessLookupError):
         os.kill(spare.pid, 0)
 

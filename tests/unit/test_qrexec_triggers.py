@@ -145,7 +145,7 @@ def _try_to_send(caller: Peer) -> None:
 
 def test_what_is_refused(pair: tuple[Daemon, Agent], asked: Path) -> None:
     daemon, agent = pair
-    for service in ("denied", "silent", "test.Missing", "+x", ""):
+    for service in ("denied", "silent", "+x", ""):
         agent.trigger(service)
         assert agent.refused() == b"SOCKET11", service
     assert "service_and_arg=+x" not in asked.read_text()
@@ -165,11 +165,10 @@ def test_names_are_made_harmless(pair: tuple[Daemon, Agent], asked: Path) -> Non
 
 @pytest.mark.parametrize("ident", [b"", b"SOCK\nET", b"a\0b", b"../x", b"x" * 32])
 def test_idents_that_are_none(pair: tuple[Daemon, Agent], ident: bytes) -> None:
-    """Nobody could be answered, so they are dropped."""
+    """They are sent back as they came, and nobody is asked."""
     _, agent = pair
-    agent.trigger("denied", ident=ident)
-    agent.trigger("denied", ident=b"SOCKET12")
-    assert agent.refused() == b"SOCKET12"
+    agent.trigger("test.X", ident=ident)
+    assert agent.refused() == ident
 
 
 def test_a_relay_says_for_whom_it_speaks(pair: tuple[Daemon, Agent], asked: Path) -> None:
@@ -354,7 +353,8 @@ def with_program(folder: Path, script: str) -> str:
 
 def test_a_program_that_allows(tmp_path: Path) -> None:
     install(tmp_path, "test.Echo", "cat")
-    option = with_program(tmp_path, f'echo "$@" > {tmp_path}/asked')
+    answer = "user=DEFAULT\\nresult=allow\\ntarget=dom0\\nautostart=True\\nrequested_target=dom0"
+    option = with_program(tmp_path, f'echo "$@" > {tmp_path}/asked; printf "{answer}"')
     with daemon_and_agent(tmp_path, option) as (_, agent):
         agent.trigger("test.Echo+a", "dom0")
         caller = agent.caller()
@@ -364,7 +364,9 @@ def test_a_program_that_allows(tmp_path: Path) -> None:
     assert (tmp_path / "asked").read_text() == f"-- {NAME} dom0 test.Echo+a\n"
 
 
-@pytest.mark.parametrize("script", ["exit 1", "kill -9 $$", "echo result=deny", "echo result=maybe", "exec /nowhere"])
+@pytest.mark.parametrize(
+    "script", ["exit 1", "exit 0", "kill -9 $$", "echo result=deny", "echo result=maybe", "exec /nowhere"]
+)
 def test_a_program_that_does_not(tmp_path: Path, script: str) -> None:
     install(tmp_path, "test.Echo", "cat")
     with daemon_and_agent(tmp_path, with_program(tmp_path, script)) as (_, agent):
@@ -395,12 +397,12 @@ def test_a_program_that_connects_the_call_itself(tmp_path: Path) -> None:
         agent.trigger("test.Echo", "dom0")
         wait_until((tmp_path / "asked").exists, "the program is asked")
         peer = client(daemon.path)
-        peer.send(CONNECT, struct.pack("<II", 77, 600) + b"SOCKET11")
+        peer.send(CONNECT, struct.pack("<II", 77, 600) + b"SOCKET11\0")
         assert peer.is_closed()
-        assert agent.connected() == (77, 600)
+        assert agent.peer.next() == (CONNECT, struct.pack("<II", 77, 600) + b"SOCKET11\0"), "it is passed on as it is"
         daemon.wait_for_no_calls()
         again = client(daemon.path)
-        again.send(CONNECT, struct.pack("<II", 77, 600) + b"SOCKET11")
+        again.send(CONNECT, struct.pack("<II", 77, 600) + b"SOCKET11\0")
         assert again.is_closed()
         agent.trigger("+", ident=b"SOCKET12")
         assert agent.refused() == b"SOCKET12", "nothing else came before"

@@ -9,9 +9,8 @@ What the host asks for is `USER:COMMAND`, for the shell, or `USER:[nogui:]QUBESR
 are looked up, started and configured as in Qubes (qrexec protocol, "Service lookup").
 
 How a command ends: when its main process has exited, what the pipes hold at that moment is still sent. If a
-background process keeps them open, the call ends after a short grace all the same, as with qrexec; what that
-process writes later is lost. When the caller goes away, the command's process group gets SIGHUP, and SIGKILL
-after KILL_GRACE.
+background process keeps them open, the call ends after a short grace all the same; what that process writes later
+is lost. When the caller goes away, the command's process group gets SIGHUP, and SIGKILL after KILL_GRACE.
 
 Calls from the guest come in on the trigger socket, as messages `u32 type, u32 length, body`. A client sends one
 TRIGGER_SERVICE4 (older ones: 3 or 2); its socket is closed when the call is refused. Else it gets an empty
@@ -62,6 +61,8 @@ PADDING = bytes(BODY_MAX + 2 * HEADER.size)
 
 OUT_HIGH = 262144
 """Children are not read while this many bytes wait for the port."""
+PIPE_READS = 4
+"""Reads of one pipe in a turn of the loop: its stream's window allows no more."""
 ASK_AGAIN = 1.0
 AWAY_POLL = 0.05
 EXIT_GRACE = 0.2
@@ -585,12 +586,20 @@ def list_folders(variable: str, default: str) -> list[str]:
 
 
 def find_file(folders: list[str], names: list[str]) -> str:
-    """Return the first path that exists, be it a dangling link, each name in all folders; "" if there is none."""
+    """Return the first path that exists, be it a dangling link, each name in all folders; "" if there is none.
+
+    Raises Refusal when a folder cannot be searched.
+    """
     for name in names:
         for folder in folders if len(name) <= NAME_MAX else []:
             path = f"{folder}/{name}"
-            if os.path.lexists(path):
-                return path
+            try:
+                os.lstat(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # what cannot be looked at may well be there
+                raise Refusal(f"it is not known whether there is a file {path}: {error.strerror}") from None
+            return path
     return ""
 
 
@@ -602,7 +611,7 @@ class Service:
         self.name, self.has_argument, self.argument = self.full_name.partition("+")
         if len(self.name) > NAME_MAX:
             raise Refusal(f"a service's name has at most {NAME_MAX} characters")
-        names = [self.full_name, self.name]
+        names = [f"{self.name}+{self.argument}", self.name]  # without an argument it is empty
         self.path = find_file(list_folders("QREXEC_SERVICE_PATH", SERVICE_FOLDERS), names)
         if not self.path:
             raise Refusal(f"the guest has no service '{self.name}'", EXIT_MISSING)
@@ -795,20 +804,23 @@ class Calls:
             self.read_output(call, kind, fd)
 
     def read_output(self, call: Call, kind: int, fd: int) -> None:
-        """Send what the command has written, or the end of it."""
-        try:
-            data = os.read(fd, min(BODY_MAX, call.credit - HEADER.size))
-        except BlockingIOError:
-            return
-        except OSError:  # a service's socket that was reset
-            data = b""
-        if data:
-            call.credit -= HEADER.size + len(data)
-            if kind in call.left:
-                call.left[kind] -= len(data)
-        else:
-            os.close(call.outputs.pop(kind))
-        self.send(call.stream, kind, data)
+        """Send what the command has written, or the end of it: more than once in a turn, if there is more."""
+        for _ in range(PIPE_READS):
+            if call.outputs.get(kind) != fd or call.credit < CREDIT_MIN:
+                return
+            try:
+                data = os.read(fd, min(BODY_MAX, call.credit - HEADER.size))
+            except BlockingIOError:
+                return
+            except OSError:  # a service's socket that was reset
+                data = b""
+            if data:
+                call.credit -= HEADER.size + len(data)
+                if kind in call.left:
+                    call.left[kind] -= len(data)
+            else:
+                os.close(call.outputs.pop(kind))
+            self.send(call.stream, kind, data)
 
     def reap(self) -> None:
         """Collect every child that has ended, also adopted ones (the agent may be PID 1)."""
@@ -1250,13 +1262,15 @@ class Agent:
         self.wake_fd, self.wake_write_fd = os.pipe()
         for fd in (self.wake_fd, self.wake_write_fd):
             os.set_blocking(fd, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGCHLD, signal.SIGUSR1):  # services of others ask with it for a socket as their stdin
+            signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self.wake_write_fd, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        """Give back what the agent holds of its process: the signal handler and its pipe."""
+        """Give back what the agent holds of its process: the signal handlers and their pipe."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
         close_all((self.wake_fd, self.wake_write_fd))
 
     def run(self) -> None:
@@ -1345,7 +1359,7 @@ class Agent:
     def read_port(self) -> None:
         """Act on what the host has sent, or on its absence."""
         try:
-            data = os.read(self.port.fd, BODY_MAX)
+            data = self._gather()
         except BlockingIOError:
             return
         except OSError as error:
@@ -1355,6 +1369,19 @@ class Agent:
             self.receive(data)
         else:
             self.wait_for_host()
+
+    def _gather(self) -> bytes:
+        """Return what the host has sent, nothing when it is away. Raises OSError.
+
+        The driver gives a page at a time, and a turn of the loop for each would take longer than its bytes.
+        """
+        parts = [os.read(self.port.fd, BODY_MAX)]
+        count = len(parts[0])
+        with contextlib.suppress(BlockingIOError):
+            while parts[-1] and count < BODY_MAX:
+                parts.append(os.read(self.port.fd, BODY_MAX))
+                count += len(parts[-1])
+        return b"".join(parts)
 
     def lose_port(self, reason: str) -> None:
         """Close a port that is gone; it is opened again when it is there again."""

@@ -34,7 +34,8 @@ PATIENCE = 120.0
 READ_SIZE = 262144
 COMMAND_MAX = 65536 + PARAMS.size
 DATA = (agent.DATA_STDIN, agent.DATA_STDOUT, agent.DATA_STDERR)
-ANSWERS = {agent.SERVICE_CONNECT: PARAMS.size + 32, agent.SERVICE_REFUSED: 32}
+ANSWERS = {agent.SERVICE_CONNECT: range(PARAMS.size + 1, PARAMS.size + 33), agent.SERVICE_REFUSED: range(32, 33)}
+"""Lengths of the daemon's answers; an ident may come without all of its filling."""
 
 
 class Lost(Exception):  # noqa: N818
@@ -218,10 +219,13 @@ class VchanAgent:
         self.listener: _socket.socket | None = None
         self.links: dict[int, Link] = {}
         self.last_stream = 0
+        self.unheard = (0, b"")
+        """The last exit code of a command that nobody waits for, and its stream."""
         self.wake_fd, self.wake_write_fd = os.pipe()
         for fd in (self.wake_fd, self.wake_write_fd):
             os.set_blocking(fd, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGCHLD, signal.SIGUSR1):  # services of others ask with it for a socket as their stdin
+            signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self.wake_write_fd, warn_on_full_buffer=False)
 
     def path_of(self, server: int, client: int, port: int) -> str:
@@ -269,7 +273,7 @@ class VchanAgent:
             kind, body = message
             if kind in (agent.EXEC_CMDLINE, JUST_EXEC) and len(body) > PARAMS.size:
                 self.add(Link(self.new_stream(), PARAMS.unpack_from(body), kind, body[PARAMS.size :]))
-            elif len(body) != ANSWERS.get(kind, -1):
+            elif len(body) not in ANSWERS.get(kind, ()):
                 raise Lost(f"a message of type {kind:#x} with {len(body)} bytes")
             elif kind == agent.SERVICE_CONNECT:
                 self.meet_service(PARAMS.unpack_from(body), body[PARAMS.size :])
@@ -314,6 +318,8 @@ class VchanAgent:
         elif link is None:
             if cost:  # of a command that nobody waits for
                 self.calls.dispatch(stream, agent.CREDIT, agent.NUMBER.pack(cost))
+            elif kind == agent.DATA_EXIT_CODE:
+                self.unheard = (stream, body)
         elif kind == agent.CREDIT:
             link.room += agent.NUMBER.unpack(body)[0]
         elif kind == agent.CLOSE:
@@ -380,14 +386,15 @@ class VchanAgent:
             self.take(link, *message)
 
     def begin(self, link: Link) -> None:
-        """Start the command of a call; for one that nobody waits for, that is all."""
+        """Start the command of a call; for one that nobody waits for, that is all: its code says whether it was."""
         link.is_begun = True
         if link.kind == JUST_EXEC:
-            link.put(agent.DATA_EXIT_CODE, agent.NUMBER.pack(0))
-            link.is_ending = True
             stream = self.new_stream()
             self.calls.dispatch(stream, agent.EXEC_CMDLINE, link.command)
             self.calls.dispatch(stream, agent.DATA_STDIN, b"")
+            code = self.unheard[1] if self.unheard[0] == stream else agent.NUMBER.pack(0)
+            link.put(agent.DATA_EXIT_CODE, code)
+            link.is_ending = True
         else:
             self.calls.dispatch(link.stream, agent.EXEC_CMDLINE, link.command)
 

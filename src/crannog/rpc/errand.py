@@ -5,10 +5,9 @@ streams are the call's.
 """
 
 import os
-import select
 import signal
 import time
-from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM
+from _socket import AF_UNIX, SOCK_STREAM
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +18,9 @@ from crannog.client.rpc import is_served, run_command
 from crannog.config import Paths
 from crannog.errors import CrannogError, NotFoundError, RpcError, VMNotHaltedError
 from crannog.rpc.guest_calls import REFUSED
+from crannog.rpc.service_config import ServiceConfig, read_config
 from crannog.rpc.services import FOLDERS, Caller, Kind, Service, find_service
+from crannog.rpc.socket_service import pass_to_socket
 from crannog.rpc.triggers import Trigger
 
 HOST = "dom0"
@@ -29,6 +30,8 @@ POLICY_PATIENCE = 300.0
 """Seconds for a decision: somebody may have to be asked."""
 SERVED_PATIENCE = 10.0
 """Seconds in which the RPC process of a VM that has just been started must be there."""
+ERRORS_MAX = 2**20
+"""Bytes of the log of what services complain of, after which nothing is added to it."""
 OWN_SERVICES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "host_services")
 _MISC = frozenset(
     {"qubes.NotifyTools", "qubes.NotifyUpdates", "qubes.FeaturesRequest", "policy.EvalSimple", "policy.EvalGUI"}
@@ -116,15 +119,53 @@ class GuestErrand:
     # -- services of this host
 
     def _serve(self, caller: Caller, tell: Callable[[], None]) -> int:
-        service = self._find(caller)
+        try:
+            service, config = self._prepare(caller)
+        except CrannogError:
+            tell()  # it was allowed: the caller gets the exit code, and no refusal
+            raise
         if service.kind is Kind.SOCKET:
-            return _pass_to_socket(service.path, caller, tell)
+            return pass_to_socket(service.path, caller, config, tell)
         tell()
+        self._redirect_errors()
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # which Python ignores, and a program would inherit
         try:
             os.execve(service.path, caller.arguments(service.path), caller.environment(dict(os.environ)))  # noqa: S606
         except OSError as error:
             raise RpcError(f"{service.path} cannot be run: {error.strerror}") from error
+
+    def _redirect_errors(self) -> None:
+        """Have what a service complains of stay on this host, in a log that is bounded: it may name files of it."""
+        path = self._paths.services_log
+        try:
+            is_full = os.path.exists(path) and os.stat(path).st_size > ERRORS_MAX
+            errors = os.open(
+                os.devnull if is_full else path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError:
+            errors = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(errors, 2)
+
+    def _prepare(self, caller: Caller) -> tuple[Service, ServiceConfig]:
+        """Return the service and its configuration, once it may begin."""
+        service = self._find(caller)
+        config = read_config(caller.call)
+        if config.wait_for_session:
+            self._wait_for_session(caller.source)
+        return service, config
+
+    def _wait_for_session(self, source: str) -> None:
+        """Run the service that ends when there is a session; where it is not, nobody can say so."""
+        waiting = Caller(source, "qubes.WaitForSession+", HOST)
+        with suppress(NotFoundError):
+            program = self._find(waiting)
+            words, environment = waiting.arguments(program.path), waiting.environment(dict(os.environ))
+            null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1)]
+            try:
+                pid = os.posix_spawn(program.path, words, environment, file_actions=null)
+            except OSError as error:
+                raise RpcError(f"{program.path} cannot be run: {error.strerror}") from error
+            os.waitpid(pid, 0)
 
     def _find(self, caller: Caller) -> Service:
         """Return the service: files of the administrator first, then what Crannog itself serves."""
@@ -176,46 +217,3 @@ class GuestErrand:
             for method in ("admin.vm.Kill", "admin.vm.Remove"):
                 with suppress(CrannogError):
                     self._client.call(method, name)
-
-
-def _pass_to_socket(path: str, caller: Caller, tell: Callable[[], None]) -> int:
-    """Pass data between the call and a service that listens on a socket, until that closes it."""
-    connection = Socket(AF_UNIX, SOCK_STREAM)
-    try:
-        connection.connect(path)
-        connection.sendall(caller.descriptor())
-    except OSError as error:
-        connection.close()
-        raise RpcError(f"the service at {path} does not answer: {error.strerror}") from error
-    tell()
-    try:
-        with suppress(OSError):
-            _relay(connection)
-    finally:
-        connection.close()
-    return 0
-
-
-def _relay(connection: Socket) -> None:
-    """Move bytes both ways; who is slow makes the other wait. Raises OSError when the call's reader is gone."""
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    poll.register(connection, select.POLLIN)
-    while True:
-        for fd, _ in poll.poll():
-            data = os.read(fd, _BLOCK)
-            if fd == 0 and data:
-                connection.sendall(data)
-            elif fd == 0:
-                poll.unregister(0)
-                connection.shutdown(SHUT_WR)
-            elif data:
-                _write_all(1, data)
-            else:
-                return
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]

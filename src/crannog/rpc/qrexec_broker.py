@@ -6,50 +6,30 @@ client sends stops the loop, and all tables are bounded.
 
 import os
 import select
-import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 
 from crannog.errors import CrannogError, ProtocolError, RpcError
 from crannog.rpc import qrexec_messages as qm
 from crannog.rpc import vchan
 from crannog.rpc.allowance import Allowance
-from crannog.rpc.guest_calls import CALLS_MAX, Errand
+from crannog.rpc.guest_calls import CALLS_MAX
 from crannog.rpc.qrexec_agent_link import AgentLink, fails
 from crannog.rpc.qrexec_clients import CLIENTS_MAX, QrexecClient
+from crannog.rpc.qrexec_ending import Ending
 from crannog.rpc.qrexec_messages import ExecParams, Message
 from crannog.rpc.qrexec_ports import PortTable
 from crannog.rpc.qrexec_sockets import DaemonSocket
+from crannog.rpc.qrexec_wishes import Wish, find_wish
 from crannog.rpc.spare_errands import SpareErrands
 from crannog.rpc.triggers import Trigger, parse_trigger
 
 RETRY = 0.02
 """Seconds between two looks whether an agent is there."""
 QUIET = 0.004
-"""Seconds without work after which a process for the next call is made ready."""
+"""Seconds without work, soon after a call, after which a process for the next one is made ready."""
 DATA_PORTS = range(qm.FIRST_PORT, qm.FIRST_PORT + qm.PORTS)
-
-
-@dataclass
-class Wish:
-    """A call that the guest asked for, and the process that decides about it."""
-
-    ident: bytes
-    errand: Errand
-    is_answered: bool = False
-
-    def end(self) -> None:
-        """Ask its process to end."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.errand.pidfd, signal.SIGTERM)
-
-    def close(self) -> None:
-        """Close all files of it."""
-        for fd in self.errand.fds():
-            os.close(fd)
 
 
 class QrexecBroker:
@@ -64,7 +44,8 @@ class QrexecBroker:
         log: Callable[[str], None],
     ) -> None:
         self.log = log
-        self.on_ready: Callable[[], None] = lambda: None
+        self.ending = Ending()
+        self.on_ready: Callable[[], object] = lambda: None
         self._domain = domain
         self._sockets = sockets
         self._default_user = default_user.encode()
@@ -75,9 +56,14 @@ class QrexecBroker:
         self._wishes: dict[int, Wish] = {}
         self._ports = PortTable(domain)
         self._allowance = Allowance()
+        self._has_served = False
 
     def run(self) -> None:
-        """Serve until an exception ends it. Raises RpcError when the vchan's folder can never be used."""
+        """Serve until an exception ends it.
+
+        Raises RpcError when the vchan's folder can never be used, or the first agent does not begin with a HELLO of a
+        known version.
+        """
         try:
             while True:
                 if self._agent is None:
@@ -113,8 +99,13 @@ class QrexecBroker:
 
     def _serve_agent(self, agent: AgentLink) -> None:
         def receive() -> None:
-            for message in agent.receive():
-                self._dispatch(message)
+            try:
+                for message in agent.receive():
+                    self._dispatch(message)
+            except ProtocolError as error:
+                if agent.version or self._has_served:
+                    raise
+                raise RpcError(f"the agent cannot be served: {error}") from error
             if agent.version and self._sockets.listener is None:
                 self._open()
 
@@ -124,6 +115,7 @@ class QrexecBroker:
 
     def _open(self) -> None:
         self._sockets.open()
+        self._has_served = True
         self.log("connected to the agent")
         self.on_ready()
 
@@ -131,10 +123,12 @@ class QrexecBroker:
         if message.type == qm.CONNECTION_TERMINATED:
             self._end_connection(qm.decode_params(message.body))
             return
+        body = qm.to_trigger4(message.type, message.body)
         try:
-            trigger = parse_trigger(qm.to_trigger4(message.type, message.body))
+            trigger = parse_trigger(body)
         except ProtocolError as error:
-            self.log(f"dropped a call: {error}")
+            self.log(f"refused a call: {error}")
+            self._send(qm.encode_refused(qm.ident_of(body)))
             return
         if trigger.is_possible:
             self._begin_wish(trigger)
@@ -189,10 +183,7 @@ class QrexecBroker:
 
     def connect(self, client: QrexecClient, params: ExecParams, ident: bytes) -> ExecParams | None:
         """Tell the agent where the service is that it asked for. Raises CrannogError when it did not ask."""
-        wish = next((wish for wish in self._wishes.values() if wish.ident == ident and not wish.is_answered), None)
-        if wish is None:
-            name = ident.rstrip(b"\0").decode("ascii", "replace")
-            raise RpcError(f"no call with the ident '{name}' waits to be connected")
+        wish = find_wish(self._wishes.values(), ident)
         answer = None if params.port else self._allot(client, params)
         if params.port and params.port not in DATA_PORTS:
             raise ProtocolError(f"it chose port {params.port}, which is none for data")
@@ -200,7 +191,7 @@ class QrexecBroker:
         if client.peer_process() != wish.errand.pid:
             wish.end()  # the policy's program has done it all itself
         port = answer.port if answer else params.port
-        self._send(qm.encode_connect(ExecParams(params.domain, port), ident))
+        self._send(qm.encode_exec(qm.SERVICE_CONNECT, ExecParams(params.domain, port), ident[:-1]))  # as it came
         if answer is None:
             client.close()
         return answer
@@ -218,6 +209,7 @@ class QrexecBroker:
 
     def _turn(self) -> None:
         now = time.monotonic()
+        self._errands.expire(now)
         if self._agent and (reason := fails(self._agent.flush)):
             self._lose_agent(reason)
         for client in self._clients.values():
@@ -249,10 +241,11 @@ class QrexecBroker:
             poll.register(fd, client.events())
         for fd in self._wishes:
             poll.register(fd, select.POLLIN)
-        deadlines = [client.deadline for client in self._clients.values() if client.deadline is not None]
+        times = [self._errands.deadline, *(client.deadline for client in self._clients.values())]
+        deadlines = [deadline for deadline in times if deadline is not None]
         deadlines += [] if self._agent else [now + RETRY]
         deadlines += [now + QUIET] if self._wants_spare else []
-        ready = poll.poll(max(0.0, min(deadlines) - now) * 1000 + 1 if deadlines else None)
+        ready = self.ending.wait(poll, max(0.0, min(deadlines) - now) * 1000 + 1 if deadlines else None)
         if not ready and self._wants_spare:
             self._errands.prepare()
         return ready

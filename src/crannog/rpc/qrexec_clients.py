@@ -29,7 +29,10 @@ class Broker(Protocol):
         """Begin a command; return where its data is. Raises CrannogError when it cannot be."""
 
     def connect(self, client: "QrexecClient", params: ExecParams, ident: bytes) -> ExecParams | None:
-        """Have a call of the guest connected; return where its data is, if that was left to us. Raises CrannogError."""
+        """Have a call of the guest connected; return where its data is, if that was left to us. Raises CrannogError.
+
+        `ident` may have less filling than the guest's had; it ends with NUL.
+        """
 
     def log(self, sentence: str) -> None:
         """Log what went wrong."""

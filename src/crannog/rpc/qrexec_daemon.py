@@ -26,6 +26,7 @@ POLICY_SOCKET = "/run/qubes/policy.sock"
 POLICY_PROGRAM = "/usr/bin/qrexec-policy-exec"
 STARTUP_TIMEOUT = 60
 TIMED_OUT = 3
+ENDING = (signal.SIGTERM, signal.SIGINT)
 FILES = 2048
 """Open files: six for each call of the guest, one for each client."""
 
@@ -35,12 +36,13 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="crannog-qrexec-daemon", description="Serve qrexec for one VM whose agent is on a vchan."
     )
-    parser.add_argument("--uuid", required=True, help="the VM's UUID")
+    parser.add_argument("-u", "--uuid", required=True, help="the VM's UUID")
     parser.add_argument("--socket-dir", default=SOCKET_FOLDER, help="where clients look for the VM")
-    parser.add_argument("--policy-program", default=POLICY_PROGRAM, help="what decides when there is no policy socket")
+    program_help = "what decides when there is no policy socket"
+    parser.add_argument("-p", "--policy-program", default=POLICY_PROGRAM, help=program_help)
     parser.add_argument("--policy-socket", default=POLICY_SOCKET, help="who decides on the guest's calls")
     parser.add_argument("--log-dir", default=LOG_FOLDER, help="where qrexec.NAME.log is written")
-    parser.add_argument("--direct", action="store_true", help="stay in the foreground, log to stderr")
+    parser.add_argument("-D", "--direct", action="store_true", help="stay in the foreground, log to stderr")
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing while waiting for the agent")
     parser.add_argument("domid", type=int, metavar="DOMID", help="the VM's number")
     parser.add_argument("name", metavar="NAME", help="the VM's name")
@@ -62,11 +64,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     try:
         if options.direct:
-            return serve(options, lambda: None)
+            return run_here(options)
         return run_behind(options)
     except CrannogError as error:
         sys.stderr.write(f"crannog-qrexec-daemon: {error}\n")
         return error.exit_code
+
+
+def run_here(options: argparse.Namespace) -> int:
+    """Be the daemon; return its exit code: 3 when the agent is late."""
+    patience = 0 if "QREXEC_STARTUP_NOWAIT" in os.environ else startup_timeout(os.environ)
+    return serve(options, lambda: signal.alarm(0), patience)
+
+
+def _say_late(options: argparse.Namespace) -> int:
+    seconds = startup_timeout(os.environ)
+    sys.stderr.write(f"The qrexec agent of {options.name} did not come within {seconds} s; is the VM running?\n")
+    return TIMED_OUT
 
 
 def run_behind(options: argparse.Namespace) -> int:
@@ -83,12 +97,10 @@ def run_behind(options: argparse.Namespace) -> int:
         return 0
     if not options.quiet:
         sys.stderr.write(f"Waiting for the qrexec agent of {options.name}\n")
-    seconds = startup_timeout(os.environ)
-    if not select.select([ready], [], [], seconds)[0]:
+    if not select.select([ready], [], [], startup_timeout(os.environ))[0]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        sys.stderr.write(f"The qrexec agent of {options.name} did not come within {seconds} s; is the VM running?\n")
-        return TIMED_OUT
+        return _say_late(options)
     if os.read(ready, 1):
         return 0
     sys.stderr.write(f"The qrexec daemon of {options.name} failed; see {options.log_dir}/qrexec.{options.name}.log\n")
@@ -133,10 +145,8 @@ def _be_daemon(options: argparse.Namespace, log: int, tell: int) -> None:
         os._exit(code)
 
 
-def serve(options: argparse.Namespace, on_ready: Callable[[], None]) -> int:
-    """Serve until SIGTERM or SIGINT. Raises InUseError, RpcError."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+def serve(options: argparse.Namespace, on_ready: Callable[[], object], patience: int = 0) -> int:
+    """Serve until SIGTERM or SIGINT, or an alarm after `patience` seconds, if any. Raises InUseError, RpcError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(FILES, hard)), hard))
     folder = os.path.abspath(options.socket_dir)
@@ -145,9 +155,17 @@ def serve(options: argparse.Namespace, on_ready: Callable[[], None]) -> int:
     log = make_log(options.name)
     broker = QrexecBroker(options.domid, sockets, options.default_user, _errands_of(options, folder), log)
     broker.on_ready = on_ready
+    for number in ENDING:
+        signal.signal(number, lambda *_: broker.ending.request(0))
+    signal.signal(signal.SIGALRM, lambda *_: broker.ending.request(_say_late(options)))
+    signal.alarm(patience)
     sockets.check()
     vchan.own_domain()
-    broker.run()
+    try:
+        broker.run()
+    finally:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)  # to be told twice makes no difference
     return 0
 
 

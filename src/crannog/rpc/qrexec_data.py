@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from crannog.errors import ProtocolError, RpcError
@@ -126,7 +126,8 @@ class Pump:
         for message in self._parser.feed(untrusted_data):
             if message.type == qm.DATA_EXIT_CODE:
                 self._exit_code = qm.decode_number(message.body)
-            elif message.type in self._inputs:
+                break  # what comes after it is late, whatever it is
+            if message.type in self._inputs:
                 self._queue.append(message)
         self._write_queue()
 
@@ -230,15 +231,24 @@ class ServicePump(Pump):
                 signal.pidfd_send_signal(self._errand.pidfd, signal.SIGTERM)
 
     def _send_end(self) -> None:
-        for kind in self._outputs.values():
-            self._out += qm.encode(kind)
-        self._out += qm.encode_exit_code(self._exit_code or 0)
-        self._connection.settimeout(LINGER)
-        with suppress(OSError):
-            self._connection.sendall(self._out)
+        send_end(self._connection, self._exit_code or 0, self._outputs.values(), self._out)
+
+
+def send_end(
+    connection: socket.socket,
+    exit_code: int,
+    outputs: Iterable[int] = (qm.DATA_STDOUT, qm.DATA_STDERR),
+    waiting: bytes | bytearray = b"",
+) -> None:
+    """Send a caller what is `waiting`, the ends of the outputs that are still open, and the exit code; then close."""
+    out = waiting + b"".join(qm.encode(kind) for kind in outputs) + qm.encode_exit_code(exit_code)
+    connection.settimeout(LINGER)
+    with suppress(OSError):
+        connection.sendall(out)
         # A close with data of the peer unread would throw away what it has not read yet (unix(7)).
-        self._connection.shutdown(socket.SHUT_WR)
-        _drain(self._connection)
+        connection.shutdown(socket.SHUT_WR)
+    _drain(connection)
+    connection.close()
 
 
 def _has_more(fd: int) -> bool:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -18,13 +19,25 @@ from crannog.config import Paths
 from crannog.errors import CrannogError, NotFoundError, RpcError
 from crannog.rpc import qrexec_messages as qm
 from crannog.rpc import vchan
-from crannog.rpc.errand import DISPOSABLE, HOST, SERVED_PATIENCE, GuestErrand, Verdict, ask_policy, parse_answer
+from crannog.rpc.errand import (
+    DISPOSABLE,
+    HOST,
+    MISSING,
+    SERVED_PATIENCE,
+    TROUBLE,
+    GuestErrand,
+    Verdict,
+    ask_policy,
+    parse_answer,
+)
 from crannog.rpc.errand_start import LOG_FD, spawn_program, start_errand
 from crannog.rpc.guest_calls import Errand
 from crannog.rpc.qrexec_client import MEET_PATIENCE, PATIENCE, Control, find_socket
-from crannog.rpc.qrexec_data import ServicePump, shake_hands
-from crannog.rpc.qrexec_messages import ExecParams
+from crannog.rpc.qrexec_data import ServicePump, send_end, shake_hands
+from crannog.rpc.qrexec_messages import ExecParams, MessageParser
+from crannog.rpc.service_config import ServiceConfig
 from crannog.rpc.services import Caller, Kind, Service
+from crannog.rpc.socket_service import pass_to_socket
 from crannog.rpc.triggers import Trigger
 
 ANSWER_MAX = 65536
@@ -89,9 +102,10 @@ class QrexecErrand(GuestErrand):
             return self._ask_program()
 
     def _ask_program(self) -> Verdict | None:
-        """Return what the policy program says: no when it fails, else what it writes, or yes when it writes nothing."""
+        """Return what the policy program says: no when it fails, or writes nothing: silence allows nothing."""
         program, trigger = self._place.policy_program, self._trigger
-        words = [program, "--", self._vm, trigger.target, trigger.service]
+        bare = trigger.service.removesuffix("+")  # what has no argument is asked about without "+"
+        words = [program, "--", self._vm, trigger.target, trigger.service if "+" in bare else bare]
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until there is somebody who ends the program too
         process, output = _start_program(words)
         try:
@@ -102,22 +116,21 @@ class QrexecErrand(GuestErrand):
             raise
         if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
             return None
-        if answer.strip():
-            return parse_answer(answer)
-        return Verdict(trigger.target, trigger.target, "DEFAULT", autostart=True)
+        return parse_answer(answer)
 
     # -- services of this host
 
     def _serve(self, caller: Caller, tell: Callable[[], None]) -> int:
-        service = self._find(caller)  # what is not there is refused, and not connected first
         control = Control(self._place.socket)
-        asked = qm.encode_connect(ExecParams(0, 0), self._trigger.ident)
-        answer = control.ask(asked, qm.SERVICE_CONNECT)
-        path = vchan.path_of(answer.domain, 0, answer.port)
-        connection = vchan.connect(path, MEET_PATIENCE, control.socket.fileno())
-        parser = shake_hands(connection, qm.FROM_CALLER, PATIENCE)
+        connection, parser = self._meet_caller(control)
+        try:
+            service, config = self._prepare(caller)
+        except CrannogError as error:
+            # It was allowed: the caller gets the exit code, and no refusal.
+            send_end(connection, MISSING if isinstance(error, NotFoundError) else TROUBLE)
+            raise
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until there is somebody who ends the service too
-        pump = ServicePump(connection, parser, self._start_service(service, caller), control.socket)
+        pump = ServicePump(connection, parser, self._start_service(service, config, caller), control.socket)
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             pump.run()
@@ -125,7 +138,14 @@ class QrexecErrand(GuestErrand):
             pump.close()
         return 0
 
-    def _start_service(self, service: Service, caller: Caller) -> Errand:
+    def _meet_caller(self, control: Control) -> tuple[socket.socket, MessageParser]:
+        asked = qm.encode_connect(ExecParams(0, 0), self._trigger.ident)
+        answer = control.ask(asked, qm.SERVICE_CONNECT)
+        path = vchan.path_of(answer.domain, 0, answer.port)
+        connection = vchan.connect(path, MEET_PATIENCE, control.socket.fileno())
+        return connection, shake_hands(connection, qm.FROM_CALLER, PATIENCE)
+
+    def _start_service(self, service: Service, config: ServiceConfig, caller: Caller) -> Errand:
         if service.kind is Kind.PROGRAM:
             environment = caller.environment(dict(os.environ))
             return spawn_program(service.path, caller.arguments(service.path), environment)
@@ -134,7 +154,7 @@ class QrexecErrand(GuestErrand):
             for number in ENDING:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-            return GuestErrand._serve(self, caller, lambda: None)
+            return pass_to_socket(service.path, caller, config, lambda: None)
 
         return start_errand(pass_on, LOG_FD)
 

@@ -111,8 +111,8 @@ def encode_connect(params: ExecParams, ident: bytes) -> bytes:
 
 
 def encode_refused(ident: bytes) -> bytes:
-    """Return SERVICE_REFUSED."""
-    return encode(SERVICE_REFUSED, _fill(ident, IDENT_SIZE))
+    """Return SERVICE_REFUSED; a field of the guest's is sent back whatever is in it."""
+    return encode(SERVICE_REFUSED, ident if len(ident) == IDENT_SIZE else _fill(ident, IDENT_SIZE))
 
 
 def encode_trigger(version: int, target: str, ident: bytes, service: str, source: str = "") -> bytes:
@@ -159,17 +159,34 @@ def decode_command(body: bytes) -> bytes:
 
 
 def decode_connect(body: bytes) -> tuple[ExecParams, bytes]:
-    """Return parameters and the ident field of SERVICE_CONNECT; clients may send the ident without its filling."""
-    return decode_params(body), body[PARAMS.size :].partition(b"\0")[0].ljust(IDENT_SIZE, b"\0")
+    """Return parameters and ident of SERVICE_CONNECT; clients may send the ident without all of its filling."""
+    ident = body[PARAMS.size :]
+    if not ident.endswith(b"\0"):
+        raise ProtocolError("it sent an ident without a NUL at its end")
+    return decode_params(body), ident
 
 
 def to_trigger4(kind: int, body: bytes) -> bytes:
-    """Return the body of any TRIGGER_SERVICE as that of TRIGGER_SERVICE4; the caller has to check its fields."""
+    """Return the body of any TRIGGER_SERVICE as that of TRIGGER_SERVICE4; the caller has to check its fields.
+
+    A name or target that fills its field loses its last character to the NUL, as qrexec does it.
+    """
+    source, name = b"", b""
     if kind == TRIGGER_SERVICE:
-        name: bytes
         name, target, ident = TRIGGER2.unpack(body)
-        return TRIGGER4.pack(b"", target, ident) + name.partition(b"\0")[0] + b"\0"
-    return bytes(64) + body if kind == TRIGGER_SERVICE3 else body
+        name, target = name[:63].partition(b"\0")[0] + b"\0", target[:31]
+    elif kind == TRIGGER_SERVICE3:
+        target, ident = TRIGGER3.unpack_from(body)
+        name = body[TRIGGER3.size :]
+    else:
+        source, target, ident = TRIGGER4.unpack_from(body)
+        name = body[TRIGGER4.size :]
+    return TRIGGER4.pack(source[:63], target[:63], ident) + name
+
+
+def ident_of(trigger4: bytes) -> bytes:
+    """Return the ident field in the body of TRIGGER_SERVICE4."""
+    return bytes(TRIGGER4.unpack_from(trigger4)[2])
 
 
 class MessageParser:
