@@ -121,6 +121,25 @@ def test_nobody_to_ask(home: Home) -> None:
     assert "crannog policy agent" in str(last_decisions(home)[0]["reason"])
 
 
+@pytest.mark.parametrize(("answer", "code"), [("allow:target", 5), ("allow:idle", 126), ("deny", 126), ("", 126)])
+def test_somebody_is_asked(home: Home, tmp_path: Path, answer: str, code: int) -> None:
+    """The program that asks gets the question; only an answer that was offered counts."""
+    program = tmp_path / "answer"
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/question\necho '{answer}'\n")
+    program.chmod(0o755)
+    install(home, "target", "test.Ask", ECHO)
+    with home.popen("crannog", "policy", "agent", "--command", str(program)) as agent:
+        try:
+            wait_until(lambda: os.path.exists(f"{home.path}/run/policy-agent.sock"), "somebody is there to ask")
+            assert call(home, "target", "test.Ask+x")[2] == code
+        finally:
+            agent.terminate()
+    question = json.loads((tmp_path / "question").read_text())
+    assert (question["source"], question["service"], question["argument"]) == ("caller", "test.Ask", "+x")
+    asked, answered = last_decisions(home, 2)
+    assert (asked["decision"], answered["decision"]) == ("ask", "allow" if code == 5 else "deny")
+
+
 def test_the_target_is_started(home: Home) -> None:
     rules = Path(home.path, "policy.d/20-start.policy")
     rules.write_text("test.Echo * caller idle allow\n")
