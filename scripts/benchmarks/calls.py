@@ -71,7 +71,8 @@ while True:
             os.execv("/usr/bin/head", ["head", "-c", str(BULK), "/dev/zero"])
         os.close(theirs)
         while data := os.read(end, 65536):
-            os.write(port, data)
+            while data:
+                data = data[os.write(port, data):]
         os.close(end)
         os.wait()
     elif wish == b"A":
