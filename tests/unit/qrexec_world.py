@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.fakes import short_folder
+
 SECONDS = 10
 OPEN: list[socket.socket] = []
 """Everything that a test has opened; it is closed after it."""
@@ -29,6 +31,13 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = SECO
 def close_all() -> None:
     while OPEN:
         OPEN.pop().close()
+
+
+def lend_folder() -> Iterator[Path]:
+    """Have a folder with a short name, as it is for sockets; then all is closed that the test has opened."""
+    with short_folder() as folder:
+        yield folder
+        close_all()
 
 
 class Peer:

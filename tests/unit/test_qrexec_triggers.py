@@ -3,7 +3,6 @@
 import os
 import signal
 import struct
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +28,9 @@ from tests.unit.qrexec_world import (
     Peer,
     Server,
     client,
-    close_all,
     daemon_and_agent,
     install,
+    lend_folder,
     wait_until,
 )
 from tests.unit.rpc_world import is_alive
@@ -41,15 +40,7 @@ OTHER = "domain-43"
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder with a short name: it is for sockets."""
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(autouse=True)
-def _everything_is_closed() -> Iterator[None]:
-    yield
-    close_all()
+    yield from lend_folder()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import socket
 import struct
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,9 +30,9 @@ from tests.unit.qrexec_world import (
     Peer,
     ask,
     client,
-    close_all,
     daemon_and_agent,
     install,
+    lend_folder,
     rest_of,
     wait_until,
 )
@@ -43,15 +42,7 @@ IDENT = b"ab".ljust(32, b"\0")
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder with a short name: it is for sockets."""
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(autouse=True)
-def _everything_is_closed() -> Iterator[None]:
-    yield
-    close_all()
+    yield from lend_folder()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from tests.unit.qrexec_world import (
     TRIGGER4,
     Peer,
     Server,
-    close_all,
+    lend_folder,
     meet,
     rest_of,
     wait_until,
@@ -36,15 +35,7 @@ from tests.unit.qrexec_world import (
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder with a short name: it is for sockets."""
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(autouse=True)
-def _everything_is_closed() -> Iterator[None]:
-    yield
-    close_all()
+    yield from lend_folder()
 
 
 ME = pwd.getpwuid(os.geteuid()).pw_name.encode()

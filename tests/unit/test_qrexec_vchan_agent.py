@@ -6,7 +6,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +35,8 @@ from tests.unit.qrexec_world import (
     Server,
     ask,
     client,
-    close_all,
     install,
+    lend_folder,
     meet,
     wait_until,
 )
@@ -46,15 +45,7 @@ from tests.unit.rpc_world import is_alive
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder with a short name: it is for sockets."""
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(autouse=True)
-def _everything_is_closed() -> Iterator[None]:
-    yield
-    close_all()
+    yield from lend_folder()
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ comes back to it as a change when it was taken, so that its copy never shows wha
 
 from collections.abc import Callable
 
+from crannog.core.announcement import PREFIX
 from crannog.core.guestdb import GuestDB, check_guest_may_write, check_path
 from crannog.errors import DeniedError, ProtocolError
 from crannog.rpc import frames
 
 TOLD_VERSION = 3
 """The first version of the agent's HELLO that says it keeps a copy."""
-ANNOUNCED = "/qubes-tools/"
+ANNOUNCED = PREFIX.decode("ascii")
 
 Send = Callable[[int, int, bytes], None]
 """Queues a frame for the guest: stream, type, body."""
