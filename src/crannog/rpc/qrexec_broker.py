@@ -1,6 +1,6 @@
 """The loop of `crannog-qrexec-daemon`: one VM whose agent somebody else wrote, its clients, ports and calls.
 
-The data of calls does not come here: callers and services meet at vchans (docs/rpc.md). Nothing that a guest or a
+The data of calls does not come here: callers and services meet at vchans (docs/qrexec.md). Nothing that a guest or a
 client sends stops the loop, and all tables are bounded.
 """
 

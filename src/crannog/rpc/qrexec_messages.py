@@ -1,7 +1,7 @@
 """The messages of qrexec itself, versions 2 to 4, as other programs speak them. Pure: no I/O.
 
 A message is `u32 type, u32 length, body`, all integers little-endian (qrexec protocol, "Messages"). Texts in fields of
-a fixed size end with NUL and are filled up with NUL. Who speaks what is said in docs/rpc.md.
+a fixed size end with NUL and are filled up with NUL. Who speaks what is said in docs/qrexec.md.
 """
 
 import struct
