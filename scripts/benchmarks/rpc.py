@@ -23,6 +23,7 @@ from tests.unit import qrexec_world as qw
 from tests.unit.guest_peer import policy_stand_in
 from tests.unit.rpc_world import World, wait_until
 
+from benchmarks import rpc_memory
 from benchmarks.harness import Figure, Row, summarize
 
 CALLS = 200
@@ -222,4 +223,4 @@ def measure(runs: int) -> list[Row]:
             together = summarize([once(side.many)])
             each = Figure(together.median / MANY, together.least / MANY, together.most / MANY, 1)
             rows.append(Row(f"each of {MANY} calls at once {name}", each, "one alone", figure, TOGETHER))
-    return rows
+    return rows + rpc_memory.measure(runs)

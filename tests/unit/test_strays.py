@@ -4,10 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
-from asyncio.subprocess import Process
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import cast
 from uuid import uuid4
 
 import pytest
@@ -82,8 +79,7 @@ def test_an_rpc_process_that_serves_nobody_is_ended(run: Run) -> None:
 
 def test_an_rpc_process_that_got_a_successor_is_ended(run: Run) -> None:
     old, new = rpc(run, "/run/here/rpc-work.sock"), rpc(run, "/run/here/rpc-work.sock")
-    successor = cast(Process, SimpleNamespace(pid=new.pid))
-    assert len(end_rpc("/run/here", {"/run/here/rpc-work.sock": successor})) == 1
+    assert len(end_rpc("/run/here", {"/run/here/rpc-work.sock": new.pid})) == 1
     assert (old.wait(5), new.poll()) == (-signal.SIGKILL, None)
 
 

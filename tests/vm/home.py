@@ -22,6 +22,8 @@ class Home:
     def __init__(self, path: str | None = None, libvirtd: Libvirtd | None = None) -> None:
         self.path = path or tempfile.mkdtemp(prefix="cr-test-")
         self.env = {**os.environ, "CRANNOG_HOME": self.path}
+        for name in ("DISPLAY", "XAUTHORITY"):  # nothing pops up on the desktop of whoever runs the tests
+            self.env.pop(name, None)
         self.status_folder = f"{self.path}/vmm/run/qemu"
         self._user: dict[str, object] = {}
         if libvirtd:
@@ -106,6 +108,16 @@ class Home:
                 if all(word in line for word in wanted):
                     return int(name)
         raise AssertionError(f"{vm} has no RPC process")
+
+    def nursery(self) -> int:
+        """Return the process number of the parent of the daemon's RPC processes, 0 when it has started none."""
+        with open(f"/proc/{self.daemon()}/task/{self.daemon()}/children") as file:
+            children = file.read().split()
+        for name in children:
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                if b"crannog.rpc.nursery\0" in file.read():
+                    return int(name)
+        return 0
 
     def settles(self, files: set[str]) -> None:
         """Expect that soon no process of a VM is left, and exactly `files`."""

@@ -42,5 +42,8 @@ class AgentLinks(Protocol):
     def status(self, uuid: str) -> AgentStatus | None:
         """Return what is known of the VM's agent, None without a process."""
 
+    async def close(self) -> None:
+        """Leave the processes to themselves, as the daemon ends; they go on."""
+
     async def power_off(self, uuid: str) -> bool:
         """Ask the agent to shut its guest down; False when no agent is there to ask."""

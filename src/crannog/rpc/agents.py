@@ -7,8 +7,7 @@ import itertools
 import logging
 import os
 import socket
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crannog.config import Paths
@@ -17,6 +16,8 @@ from crannog.core.guestdb import differences
 from crannog.errors import CrannogError, RpcError
 from crannog.ports.channel import Describe, StatusListener
 from crannog.rpc.link import RpcLink
+from crannog.rpc.nursery_link import NurseryLink, RpcChild
+from crannog.rpc.place import DEFAULT_USER, Place
 from crannog.rpc.qrexec_sockets import discard_left
 from crannog.rpc.strays import end_strays
 
@@ -44,16 +45,26 @@ class _Follower:
     told: dict[str, bytes] = field(default_factory=dict)
     """What its guest DB was told last."""
     status: AgentStatus = field(default_factory=AgentStatus)
-    process: asyncio.subprocess.Process | None = None
+    process: RpcChild | None = None
     task: asyncio.Task[None] | None = None
 
 
 class VMProcesses:
     """Starts, finds and follows RPC processes."""
 
-    def __init__(self, paths: Paths, find_number: Callable[[str], int] = lambda _uuid: -1) -> None:
-        """`find_number` tells the hypervisor's number of a VM's domain by its UUID; -1 when it has none."""
+    def __init__(
+        self,
+        paths: Paths,
+        find_number: Callable[[str], int] = lambda _uuid: -1,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`find_number` tells the hypervisor's number of a VM's domain by its UUID; -1 when it has none.
+
+        `environment` is all that the processes have of it, and so the services of this host; None: ours, as it is now.
+        """
         self._paths = paths
+        self._environment = dict(os.environ) if environment is None else dict(environment)
+        self._nursery = NurseryLink(paths.daemon_log, self._environment)
         self._find_number = find_number
         self._describe: Describe = lambda _uuid: {}
         self._followers: dict[str, _Follower] = {}
@@ -116,7 +127,7 @@ class VMProcesses:
             follower.task.cancel()
         await follower.link.close()
         if follower.process:
-            await _end(follower.process)
+            await follower.process.end()
         # A process that was killed cannot take its socket away; one that ended by itself did.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(follower.link.path)
@@ -124,38 +135,37 @@ class VMProcesses:
 
     async def end_strays(self) -> list[str]:
         """End the RPC processes of this home that none of the VMs uses whose processes are followed."""
-        used = {follower.link.path: follower.process for follower in self._followers.values()}
+        followers = self._followers.values()
+        used = {one.link.path: one.process.pid if one.process else None for one in followers}
         return await asyncio.to_thread(end_strays, self._paths.run, used)
 
     async def power_off(self, uuid: str) -> bool:
         """Ask the agent to shut its guest down; False when no agent is there to ask."""
         follower = self._followers.get(uuid)
-        if follower is None or follower.status.agent is not AgentState.READY:
+        if follower is None or not follower.status.runs_commands:
             return False
         try:
             await follower.link.power_off()
         except RpcError as error:
             log.warning("%s", error)
             return False
-        return True
+        # QEMU's agent fails where its system has no program for that; the power button is pressed as well then.
+        return follower.status.agent is AgentState.READY
 
-    async def _spawn(self, uuid: str, name: str, default_user: str) -> asyncio.subprocess.Process:
-        log_file = os.open(self._paths.rpc_log(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-m", "crannog.rpc.vm_process", "--name", name, "--starter-on-stdin"),
-                *("--channel", self._paths.channel_socket(uuid), "--listen", self._paths.rpc_socket(name)),
-                *(("--default-user", default_user) if default_user else ()),
-                *("--home", self._paths.home, "--uuid", uuid, "--qrexec-dir", self._qrexec_folder()),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=log_file,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise RpcError(f"the RPC process of {name} cannot be started: {error.strerror}") from error
-        finally:
-            os.close(log_file)
+    async def close(self) -> None:
+        """Follow no process any more; they all go on."""
+        for follower in self._followers.values():
+            if follower.task:
+                follower.task.cancel()
+            await follower.link.close()
+        self._followers.clear()
+        await self._nursery.close()
+
+    async def _spawn(self, uuid: str, name: str, default_user: str) -> RpcChild:
+        paths = self._paths
+        where = paths.channel_socket(uuid), paths.rpc_socket(name)
+        place = Place(name, *where, default_user or DEFAULT_USER, uuid, paths.home, self._qrexec_folder())
+        return await self._nursery.bear(place, self._environment, paths.rpc_log(name))
 
     def _qrexec_folder(self) -> str:
         """Return where other programs look for VMs: the home's folder of sockets, or that of the whole host."""
@@ -170,7 +180,7 @@ class VMProcesses:
             await asyncio.sleep(pause)
             log.warning("%s: its RPC process ended while it runs, another one is started", follower.name)
             if follower.process:
-                await _end(follower.process)
+                await follower.process.end()
             try:
                 follower.process = await self._spawn(uuid, follower.name, follower.default_user)
             except CrannogError as error:
@@ -213,16 +223,3 @@ def _is_dead(path: str) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return True
     return False
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a process that may have ended, and reap it."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            async with asyncio.timeout(2):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()

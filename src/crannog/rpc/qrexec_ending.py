@@ -2,6 +2,10 @@
 
 import select
 import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Ending:
@@ -19,10 +23,14 @@ class Ending:
 
     def wait(self, poll: select.poll, timeout: float | None) -> list[tuple[int, int]]:
         """Poll, at most that many milliseconds. Raises SystemExit when the program is to end."""
+        return self.during(lambda: poll.poll(timeout))
+
+    def during(self, wait: Callable[[], T]) -> T:
+        """Do what waits, and may be left at any point. Raises SystemExit when the program is to end."""
         try:
             self._is_waiting = True
             if self._exit_code is not None:
                 sys.exit(self._exit_code)
-            return poll.poll(timeout)
+            return wait()
         finally:
             self._is_waiting = False

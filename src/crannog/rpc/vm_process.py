@@ -2,7 +2,7 @@
 
 It connects to the channel's socket, which QEMU makes, and serves local clients on a socket of its own
 (formats: rpc/frames.py). It outlives the daemon, and ends by itself when QEMU closes the channel. One thread,
-one loop; it imports little, as there is one for each running VM.
+one loop. There is one for each running VM: crannogd has rpc/nursery.py fork it, so that all share what they load.
 """
 
 import argparse
@@ -14,22 +14,30 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from crannog.core.announcement import AgentStatus
+from crannog.core.qga import qga_path
 from crannog.errors import CrannogError
 from crannog.rpc.call_end import CallEnd
 from crannog.rpc.channel import OUT_MAX, GuestChannel
-from crannog.rpc.endpoints import connect_channel, listen, make_log, wait
-from crannog.rpc.guest_calls import Errand, GuestCalls
+from crannog.rpc.endpoints import connect_channel, keep_complaints, listen, make_log, wait
+from crannog.rpc.guest_calls import Errand, GuestCall, GuestCalls
 from crannog.rpc.local import LocalClient
+from crannog.rpc.place import Place
 from crannog.rpc.qrexec_clients import QrexecClient
 from crannog.rpc.qrexec_door import QrexecDoor
+from crannog.rpc.qrexec_ending import Ending
 from crannog.rpc.triggers import Trigger
+
+if TYPE_CHECKING:
+    from crannog.rpc.qga import Fallback
 
 READ_SIZE = 262144
 CONNECT_WAIT = 60.0
 CLIENTS_MAX = 512
+FALLBACK_WAIT = 10.0
+"""Seconds that our agent has before QEMU's is looked for; most guests have started it by then."""
 
 
 class VmProcess:
@@ -43,8 +51,10 @@ class VmProcess:
         user: str,
         door: QrexecDoor,
         guest_calls: GuestCalls | None = None,
+        ending: Ending | None = None,
     ) -> None:
-        """Without `guest_calls`, calls that the guest makes are refused."""
+        """Without `guest_calls`, calls that the guest makes are refused. `ending` is who may end it while it waits."""
+        self._ending = ending or Ending()
         self._door = door
         self.channel = channel
         self._guest_calls = guest_calls
@@ -53,6 +63,10 @@ class VmProcess:
         self._listener = listener
         self._default_user = user
         self._clients: dict[int, CallEnd | QrexecClient] = {}
+        self.qga = ""
+        """The socket of QEMU's guest agent, which stands in where ours does not come; empty: nothing does."""
+        self._fallback: Fallback | None = None
+        self._fallback_due = time.monotonic() + FALLBACK_WAIT
 
     def run(self) -> None:
         """Serve until the guest's end of the channel is closed."""
@@ -70,14 +84,14 @@ class VmProcess:
         now = time.monotonic()
         for call in self._door.meet(now):
             self._clients[call.connection.fileno()] = call
+        self._advance_fallback(now)
         for client in self._clients.values():
             client.advance(now)
             client.flush()
         self._clients = {fd: client for fd, client in self._clients.items() if not client.is_closed}
         if not self._send_to_guest():
             return False
-        wanted = self._guest_calls.wants() if self._guest_calls else iter(())
-        calls = {fd: (events, call) for fd, events, call in wanted}
+        calls = self._list_others()
         ready = dict(self._poll(now, {fd: events for fd, (events, _) in calls.items()}))
         guest_events = ready.pop(self._guest.fileno(), 0) & ~select.POLLOUT
         newcomers = [accept for fd, accept in self._doors().items() if ready.pop(fd, 0)]
@@ -91,6 +105,27 @@ class VmProcess:
         for accept in newcomers:
             accept()
         return not guest_events or self._read_guest()
+
+    def _list_others(self) -> "dict[int, tuple[int, GuestCall | Fallback]]":
+        """Return what else to wait for: file descriptors with their poll events, and who serves them."""
+        found: dict[int, tuple[int, GuestCall | Fallback]] = {}
+        for part in (self._guest_calls, self._fallback):
+            found |= {fd: (events, call) for fd, events, call in part.wants()} if part else {}
+        return found
+
+    def _advance_fallback(self, now: float) -> None:
+        """Let QEMU's guest agent stand in where ours has not come in time; few VMs load what that needs."""
+        if self._fallback is None and self.qga and now >= self._fallback_due and not self.channel.is_ready:
+            from crannog.rpc.qga import Fallback
+
+            self._fallback = Fallback(self.channel, self.qga, self._door.log)
+        if self._fallback:
+            self._fallback.advance(now)
+
+    def _find_fallback_due(self, now: float) -> float | None:
+        if self._fallback:
+            return self._fallback.due(now)
+        return self._fallback_due if self.qga and not self.channel.is_ready else None
 
     def _doors(self) -> dict[int, Callable[[], None]]:
         """Return the sockets where clients may come in now, and what lets them in."""
@@ -111,8 +146,9 @@ class VmProcess:
             poll.register(fd, client.events())
         deadlines = [client.deadline for client in self._clients.values() if client.deadline is not None]
         meeting = self._door.due(now)
-        deadlines += [] if meeting is None else [meeting]
-        return wait(poll, max(0.0, min(deadlines) - now) if deadlines else None)
+        deadlines += [when for when in (meeting, self._find_fallback_due(now)) if when is not None]
+        timeout = max(0.0, min(deadlines) - now) if deadlines else None
+        return self._ending.during(lambda: wait(poll, timeout))
 
     def _send_to_guest(self) -> bool:
         """Send what the channel takes now; return whether it is still open."""
@@ -155,40 +191,26 @@ class VmProcess:
             client.show_status(status)
 
 
-class Place(NamedTuple):
-    """What a process serves, and where."""
+def serve(place: Place, ending: Ending, starter: int | None = None, domain: int = 0) -> None:
+    """Serve a VM until it ends. Raises InUseError, RpcError, OSError; SystemExit, where it waits, on `ending`.
 
-    vm: str
-    channel_path: str
-    listen_path: str
-    default_user: str = "DEFAULT"
-    uuid: str = ""
-    home: str = ""
-    """The home whose policy decides on the guest's calls; without one they are refused."""
-    qrexec_folder: str = ""
-    """Where other programs look for the VM's qrexec socket."""
-
-    @property
-    def door_folder(self) -> str:
-        """The folder of that socket: beside our own, unless another one was chosen."""
-        return self.qrexec_folder or os.path.dirname(self.listen_path)
-
-
-def serve(place: Place, starter: int | None = None, domain: int = 0) -> None:
-    """Serve a VM until it ends. Raises InUseError, RpcError, OSError.
-
-    `domain` is its number, when that is known already; else crannogd says it later.
+    `starter` is the pipe whose end tells that crannogd is gone (see connect_channel). `domain` is the VM's number, when
+    that is known already; else crannogd says it later.
     """
     listener = listen(place.listen_path)
     log = make_log(place.vm)
     channel = GuestChannel(place.vm, log)
     door = QrexecDoor(channel, place.door_folder, place.default_user, place.uuid, log)
-    calls = GuestCalls(channel, _errands_of(place, lambda: door.domain), log) if place.home else None
+    calls = (
+        GuestCalls(channel, _errands_of(place, lambda: door.domain), log, _complaints_of(place)) if place.home else None
+    )
     try:
         if domain:
             door.open(domain)
-        with listener, connect_channel(place.channel_path, CONNECT_WAIT, starter) as guest:
-            VmProcess(channel, guest, listener, place.default_user, door, calls).run()
+        with listener, ending.during(lambda: connect_channel(place.channel_path, CONNECT_WAIT, starter)) as guest:
+            process = VmProcess(channel, guest, listener, place.default_user, door, calls, ending)
+            process.qga = qga_path(place.channel_path)
+            process.run()
     finally:
         door.close()
         with contextlib.suppress(FileNotFoundError):
@@ -196,7 +218,7 @@ def serve(place: Place, starter: int | None = None, domain: int = 0) -> None:
 
 
 def _errands_of(place: Place, find_domain: Callable[[], int]) -> Callable[[Trigger], Errand]:
-    """Return what starts the process of a call. What only such processes need is loaded here, for the first of them."""
+    """Return what starts the process of a call. What only such processes need is loaded here, or by our parent."""
 
     def start(trigger: Trigger) -> Errand:
         from crannog.config import Paths
@@ -206,6 +228,17 @@ def _errands_of(place: Place, find_domain: Callable[[], int]) -> Callable[[Trigg
         return start_errand(GuestErrand(place.vm, Paths(place.home), trigger, find_domain(), place.door_folder).run)
 
     return start
+
+
+def _complaints_of(place: Place) -> Callable[[bytes], None]:
+    """Return what keeps the complaints of services of this host."""
+
+    def keep(text: bytes) -> None:
+        from crannog.config import Paths
+
+        keep_complaints(Paths(place.home).services_log, text)
+
+    return keep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -232,12 +265,17 @@ def main(arguments: list[str] | None = None) -> int:
         options.home,
         options.qrexec_dir,
     )
-    # Raised where the process is, so that its sockets are removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    return run(place, 0 if options.starter_on_stdin else None, options.xid)
+
+
+def run(place: Place, starter: int | None = None, domain: int = 0) -> int:
+    """Serve a VM until it ends, or SIGTERM comes; return the exit code. See `serve`."""
+    ending = Ending()
+    signal.signal(signal.SIGTERM, lambda *_: ending.request(0))
     try:
-        serve(place, 0 if options.starter_on_stdin else None, options.xid)
+        serve(place, ending, starter, domain)
     except (CrannogError, OSError) as error:
-        sys.stderr.write(f"{options.name}: {error}\n")
+        sys.stderr.write(f"{place.vm}: {error}\n")
         return error.exit_code if isinstance(error, CrannogError) else 1
     return 0
 
