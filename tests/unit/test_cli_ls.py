@@ -24,7 +24,10 @@ VMS: list[dict[str, str]] = [
     {"name": "debian", "klass": "TemplateVM", "template": "-", "updateable": "True", "features.updates-available": "1"},
     {"name": "Mail", "state": "Running", "netvm": "sys-fw", "tags": "mail web", "memory": "1000", "xid": "7"},
     {"name": "bank", "state": "Paused", "netvm": "sys-fw", "tags": "web", "label": "green", "autostart": "True"},
-    {"name": "other-os", "klass": "StandaloneVM", "template": "-", "virt_mode": "hvm", "debug": "True"},
+    {
+        "name": "other-os", "klass": "StandaloneVM", "template": "-", "virt_mode": "hvm", "debug": "True",
+        "features.qga": "1",
+    },
     {
         "name": "sys-fw", "state": "Running", "netvm": "sys-net", "provides_network": "True",
         "features.servicevm": "1",
@@ -209,8 +212,8 @@ def test_json_has_types(ls: Tool) -> None:
 def test_flags(ls: Tool) -> None:
     lines = ls.ok("--raw-data", "-O", "name,flags").split()
     assert lines == [
-        "dom0|0rU-----", "debian|t-U-----", "Mail|ar------", "bank|ap-----A", "other-os|S-----D-", "sys-fw|ar-N----",
-        "sys-net|a--N----", "vault|a----i--",
+        "dom0|0rU------", "debian|t-U------", "Mail|ar-------", "bank|ap-----A-", "other-os|S-----D-Q",
+        "sys-fw|ar-N-----", "sys-net|a--N-----", "vault|a----i---",
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from crannog.cli import qvm_run
 from crannog.cli.terminal import KEPT, Filters, Harmless
-from crannog.client.rpc import DATA_EXIT_CODE, DATA_STDERR, DATA_STDOUT, EXEC_CMDLINE, HELLO
+from crannog.client.rpc import DATA_EXIT_CODE, DATA_STDERR, DATA_STDOUT, EXEC_CMDLINE, HELLO, STATUS_FOLLOW
 from crannog.errors import VMNotFoundError
 from tests.unit.cli_world import FakeDaemon, Tool, listing, serving
 
@@ -36,6 +36,7 @@ class FakeRpc:
     output: list[tuple[int, bytes]] = field(default_factory=list)
     code: int = 0
     is_silent: bool = False
+    status: bytes = b'{"agent": "ready", "announced": null}\n'
     commands: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -62,6 +63,9 @@ class FakeRpc:
         while True:
             kind, length = struct.unpack("<II", file.read(8))
             body = file.read(length)
+            if kind == STATUS_FOLLOW:
+                connection.sendall(struct.pack("<II", kind, len(self.status)) + self.status)
+                return
             if kind == EXEC_CMDLINE:
                 break
             if kind == 0:
@@ -127,6 +131,22 @@ def call_on_terminal(*words: str, interrupt: bool = False) -> tuple[int, bytes]:
         pass  # nobody writes any more
     os.close(master)
     return process.wait(PATIENCE), shown
+
+
+def test_input_of_a_terminal_is_for_our_agent_alone(rpc: FakeRpc) -> None:
+    master, slave = os.openpty()
+    told = []
+    for status in ("ready", "fallback"):
+        rpc.status = b'{"agent": "%s"}\n' % status.encode()
+        for words in (["work", "id"], ["--quiet", "work", "id"]):
+            command = [sys.executable, "-c", CODE, *words]
+            done = subprocess.run(command, stdin=slave, capture_output=True, timeout=PATIENCE, check=False)
+            told.append((done.returncode, done.stderr))
+    os.close(master)
+    os.close(slave)
+    note = b"qvm-run: work has QEMU's guest agent alone: the command gets no input from this terminal\n"
+    assert told == [(0, b""), (0, b""), (0, note), (0, b"")]
+    assert rpc.commands == ["DEFAULT:id"] * 4
 
 
 def test_a_pipe_gets_every_byte(rpc: FakeRpc) -> None:

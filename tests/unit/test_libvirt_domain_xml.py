@@ -228,8 +228,22 @@ def test_any_values_give_xml_that_holds_them_or_a_refusal(spec: DomainSpec, host
     assert len(root.findall("devices/disk")) == len(spec.disks)
     assert {child.tag for child in root} <= {
         *("name", "uuid", "memory", "currentMemory", "vcpu", "sysinfo", "os", "features", "cpu", "clock", "devices"),
-        *("on_poweroff", "on_reboot", "on_crash"),
+        *("on_poweroff", "on_reboot", "on_crash", "{http://libvirt.org/schemas/domain/qemu/1.0}override"),
     }
+
+
+def test_libvirt_does_not_know_the_port_of_qemus_agent_by_its_name() -> None:
+    targets = [target.get("name") for target in find(PVH, "devices/channel/target")]
+    assert targets == ["org.crannog.agent.0", "org.crannog.qemu-agent.0"], "it would connect to the right name itself"
+    sources = [source.get("path") for source in find(PVH, "devices/channel/source")]
+    assert sources == ["/home/vm/run/agent-work.sock", "/home/vm/run/agent-work.qga"]
+    alias = find(PVH, "devices/channel/alias")[0].get("name")
+    prefix = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+    (device,) = find(PVH, f"{prefix}override/{prefix}device")
+    assert device.get("alias") == alias
+    (prop,) = device.iter(f"{prefix}property")
+    assert dict(prop.items()) == {"name": "name", "type": "string", "value": "org.qemu.guest_agent.0"}
+    assert find(replace(PVH, channels=()), "devices/channel") == []
 
 
 def test_the_emulator_runs_as_the_user_who_owns_the_files() -> None:

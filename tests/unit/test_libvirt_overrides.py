@@ -56,6 +56,17 @@ def test_what_is_the_same_is_replaced_whole(merge: Merge) -> None:
     assert values(root, "clock/timer", "name") == ["hpet"]
 
 
+def test_properties_of_other_devices_leave_the_port_of_qemus_agent_its_name(merge: Merge) -> None:
+    namespace = "http://libvirt.org/schemas/domain/qemu/1.0"
+    text = "<qemu:frontend><qemu:property name='x' type='string' value='1'/></qemu:frontend>"
+    device = f"<qemu:device alias='ua-x'>{text}</qemu:device>"
+    root = merge(f"<domain xmlns:qemu='{namespace}'><qemu:override>{device}</qemu:override></domain>")
+    path = f"{{{namespace}}}override/{{{namespace}}}device"
+    assert values(root, path, "alias") == ["ua-qemu-agent", "ua-x"]
+    path += f"/{{{namespace}}}frontend/{{{namespace}}}property"
+    assert values(root, path, "value") == ["org.qemu.guest_agent.0", "1"]
+
+
 def test_what_is_new_is_added(merge: Merge) -> None:
     root = merge("<domain><memoryBacking><locked/></memoryBacking><devices><watchdog model='itco'/></devices></domain>")
     assert root.find("memoryBacking/locked") is not None

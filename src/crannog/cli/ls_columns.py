@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NEEDED = (
     "state", "klass", "virt_mode", "updateable", "provides_network", "installed_by_rpm", "features.internal", "debug",
-    "autostart",
+    "autostart", "features.qga",
 )  # fmt: skip
 """Columns of the server that `flags` and the columns about disks are worked out from."""
 
@@ -36,7 +36,7 @@ COLUMNS = {
         "a letter for the class (0 AdminVM, t TemplateVM, s StandaloneVM, a AppVM, d DispVM, r RemoteVM; a\n"
         "capital if hvm) and for the state (r running, p paused, s suspended, t starting, h halting, d dying,\n"
         "c crashed), then U updateable, N provides network, R installed by the package manager, i internal, D debug,\n"
-        "A autostart"
+        "A autostart, Q QEMU's guest agent runs its commands, as Crannog's is not there"
     ),
 }
 _CLASSES = {"AdminVM": "0", "TemplateVM": "t", "StandaloneVM": "s", "AppVM": "a", "DispVM": "d", "RemoteVM": "r"}
@@ -84,7 +84,8 @@ def _flags(row: Row) -> str:
     letters += _STATES.get(row["state"], "?")
     letters += "".join(mark if row[name] == "True" else "-" for name, mark in _SWITCHES.items())
     letters += "i" if is_set(row["features.internal"]) else "-"
-    return letters + "".join(mark if row[name] == "True" else "-" for name, mark in _LATER_SWITCHES.items())
+    letters += "".join(mark if row[name] == "True" else "-" for name, mark in _LATER_SWITCHES.items())
+    return letters + ("Q" if is_set(row["features.qga"]) else "-")
 
 
 def _disk(client: Caller, row: Row) -> Row:

@@ -99,7 +99,7 @@ def _run_one(client: Client, vm: str, command: str, options: Values) -> int:
     from crannog.client.rpc import run_command
 
     socket = reach(client, vm, may_start=not options.no_autostart)
-    stdin = os.open(os.devnull, os.O_RDONLY) if options.no_stdin or options.all else 0
+    stdin = _find_input(vm, socket, options)
     if not _is_filtered(options, 1) and not _is_filtered(options, 2):
         return run_command(socket, options.user, command, stdin, 1, 2)
     from crannog.cli.terminal import Filters
@@ -107,6 +107,20 @@ def _run_one(client: Client, vm: str, command: str, options: Values) -> int:
     with Filters() as filters:
         stdout, stderr = (_find_output(filters, options, file) for file in (1, 2))
         return run_command(socket, options.user, command, stdin, stdout, stderr)
+
+
+def _find_input(vm: str, socket: str, options: Values) -> int:
+    """Return what the command reads. QEMU's guest agent wants all of that beforehand, and a terminal's never ends."""
+    is_left_out = options.no_stdin or options.all
+    if not is_left_out and os.isatty(0):
+        from crannog.client.rpc import HANDSHAKE_TIMEOUT, read_status
+
+        is_left_out = read_status(socket, HANDSHAKE_TIMEOUT)["agent"] == "fallback"
+        if is_left_out and not options.quiet:
+            complain(
+                COMMAND.program, f"{vm} has QEMU's guest agent alone: the command gets no input from this terminal"
+            )
+    return os.open(os.devnull, os.O_RDONLY) if is_left_out else 0
 
 
 def _is_filtered(options: Values, file: int) -> bool:

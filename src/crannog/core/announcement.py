@@ -28,6 +28,8 @@ class AgentState(StrEnum):
 
     WAITING = "waiting"
     READY = "ready"
+    FALLBACK = "fallback"
+    """Ours does not answer, but QEMU's guest agent does (rpc/qga.py)."""
 
 
 class Announcement(NamedTuple):
@@ -38,6 +40,15 @@ class Announcement(NamedTuple):
     qrexec: bool
     gui: bool
     default_user: str
+
+
+class QemuAgent(NamedTuple):
+    """What QEMU's guest agent says of itself and its system. A text that it did not say, or that is odd, is empty."""
+
+    version: str
+    os: str
+    distribution: str
+    release: str
 
 
 def is_user_name(text: str) -> bool:
@@ -88,15 +99,25 @@ def parse_announcement(untrusted_entries: Mapping[bytes, bytes]) -> Announcement
 
 
 class AgentStatus(NamedTuple):
-    """What is known about a VM's agent: `announced` is None until a valid announcement came."""
+    """What is known about a VM's agent: `announced` is None until a valid announcement came.
+
+    `qemu` is what QEMU's guest agent says, while that one stands in.
+    """
 
     agent: AgentState = AgentState.WAITING
     announced: Announcement | None = None
+    qemu: QemuAgent | None = None
+
+    @property
+    def runs_commands(self) -> bool:
+        """Whether there is an agent that takes commands, ours or QEMU's."""
+        return self.agent is not AgentState.WAITING
 
     def encode(self) -> bytes:
         """Return the status as one line of JSON."""
         announced = self.announced._asdict() if self.announced else None
-        return json.dumps({"agent": self.agent.value, "announced": announced}).encode() + b"\n"
+        qemu = {"qemu": self.qemu._asdict()} if self.qemu else {}
+        return json.dumps({"agent": self.agent.value, "announced": announced, **qemu}).encode() + b"\n"
 
     @classmethod
     def parse(cls, untrusted_line: bytes) -> Self:
@@ -110,8 +131,10 @@ class AgentStatus(NamedTuple):
             untrusted_status: Any = json.loads(untrusted_line)
             untrusted_facts: Any = untrusted_status["announced"]
             announced = None if untrusted_facts is None else _parse_facts(untrusted_facts)
-            return cls(AgentState(untrusted_status["agent"]), announced)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            untrusted_qemu: Any = untrusted_status.get("qemu")
+            qemu = None if untrusted_qemu is None else _parse_qemu(untrusted_qemu)
+            return cls(AgentState(untrusted_status["agent"]), announced, qemu)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ProtocolError("an RPC process sent a status that is no status") from error
 
 
@@ -122,3 +145,10 @@ def _parse_facts(untrusted_facts: dict[str, Any]) -> Announcement:
         raise TypeError
     version, os_name = _check_text("version", texts[0]), _check_text("os", texts[1])
     return Announcement(version, os_name, flags[0], flags[1], _check_user(texts[2]))
+
+
+def _parse_qemu(untrusted_facts: dict[str, Any]) -> QemuAgent:
+    texts = [untrusted_facts[name] for name in QemuAgent._fields]
+    if any(not isinstance(text, str) for text in texts):
+        raise TypeError
+    return QemuAgent(*(text and _check_text(name, text) for name, text in zip(QemuAgent._fields, texts, strict=True)))

@@ -31,6 +31,12 @@ def identity(spec: DomainSpec) -> Iterable[Element]:
     yield element("vcpu", text=str(spec.vcpus), placement="static")
 
 
+def video_model(spec: DomainSpec) -> Element:
+    """Return the card with one screen (libvirt, "Video devices"); the old ones are told their memory, in KiB."""
+    memory = {"vram": "16384"} if spec.video_model in ("vga", "cirrus", "bochs") else {}
+    return element("model", type=spec.video_model, **memory, heads="1", primary="yes")
+
+
 def kernel(spec: DomainSpec) -> Iterable[Element]:
     """Yield <kernel>, <initrd> and <cmdline>, those that there are."""
     parts = (("kernel", spec.kernel), ("initrd", spec.initrd), ("cmdline", spec.kernelopts))

@@ -1,6 +1,7 @@
 """Merges what a user wants of a VM's domain into what we made of it (docs/libvirt.md, "Overrides").
 
-The rules: attributes of `domain`, `os`, `features`, `cpu` and `devices` override ours, their children are merged.
+The rules: attributes of `domain`, `os`, `features`, `cpu`, `devices` and `qemu:override` override ours, their children
+are merged.
 A child that is the same as one of ours is put in its place, whole; others are added. Children are the same when they
 have the same tag and, for those that a machine has several of, the same key. Who the VM is and how much memory it has
 is the registry's to say.
@@ -11,7 +12,8 @@ from copy import deepcopy
 from crannog.adapters.libvirt.xml.elements import Element
 from crannog.adapters.libvirt.xml.override_file import refusal
 
-_MERGED = frozenset({"os", "features", "cpu", "devices"})
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_MERGED = frozenset({"os", "features", "cpu", "devices", f"{_QEMU}override"})
 _FIXED = {
     "name": "qvm-prefs VM name",
     "uuid": "",
@@ -33,6 +35,7 @@ _KEYS = {
     "devices/input": ("@type", "@bus"),
     "os/boot": ("@dev",),
     "cpu/feature": ("@name",),
+    f"{_QEMU}override/{_QEMU}device": ("@alias",),
 }
 """What tells one of several from the others, as paths from the element."""
 

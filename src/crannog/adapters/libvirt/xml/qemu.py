@@ -7,11 +7,21 @@ address), no USB, and a balloon only where the memory can grow.
 
 from collections.abc import Iterable
 
+from lxml import etree
+
 from crannog.adapters.libvirt.xml import elements
 from crannog.adapters.libvirt.xml.elements import Element, element
 from crannog.adapters.libvirt.xml.machine import Machine
 from crannog.core.domain import Boot, Channel, Disk
+from crannog.core.qga import PORT_NAME, qga_path
 from crannog.errors import HypervisorError
+
+_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+"""Elements that only libvirt's QEMU driver knows (https://libvirt.org/drvqemu.html, "Overriding properties")."""
+_QGA_ALIAS = "ua-qemu-agent"
+_QGA_STAND_IN = "org.crannog.qemu-agent.0"
+"""What libvirt takes the name of that port for: with the right one it would be the agent's client itself, and a socket
+has one client."""
 
 _SLOT_VIDEO = 0x01
 _SLOT_CHANNELS = 0x02
@@ -26,6 +36,15 @@ def _address(slot: int) -> Element:
     return element("address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
 
 
+def _rename_port(alias: str, name: str) -> Element:
+    """Return <qemu:override>, which gives a device of QEMU a property that libvirt does not know of."""
+    made = etree.Element(f"{{{_NAMESPACE}}}override", nsmap={"qemu": _NAMESPACE})
+    device = etree.SubElement(made, f"{{{_NAMESPACE}}}device", alias=alias)
+    frontend = etree.SubElement(device, f"{{{_NAMESPACE}}}frontend")
+    etree.SubElement(frontend, f"{{{_NAMESPACE}}}property", name="name", type="string", value=name)
+    return made
+
+
 class QemuMachine(Machine):
     """Every mode: they differ in who finds the guest's first code, and in the screen."""
 
@@ -35,6 +54,13 @@ class QemuMachine(Machine):
     @property
     def _is_native(self) -> bool:
         return self.capabilities.accel == "kvm"
+
+    def describe(self) -> Element:
+        """Return <domain>, with the port of QEMU's guest agent named past libvirt."""
+        domain = super().describe()
+        if self.spec.channels:
+            domain.append(_rename_port(_QGA_ALIAS, PORT_NAME))
+        return domain
 
     def domain_type(self) -> str:
         """Return `kvm`, or `qemu` when the processor is emulated."""
@@ -68,6 +94,7 @@ class QemuMachine(Machine):
         yield element("controller", _address(_SLOT_CHANNELS), type="virtio-serial", index="0")
         yield self._console()
         yield from map(self._channel, self.spec.channels)
+        yield from map(self._qga_channel, self.spec.channels[:1])
         yield from self._display()
         yield self._balloon()
         yield self._random()
@@ -111,12 +138,19 @@ class QemuMachine(Machine):
         source = element("source", mode="bind", path=channel.path)
         return element("channel", source, element("target", type="virtio", name=channel.name), type="unix")
 
+    @classmethod
+    def _qga_channel(cls, channel: Channel) -> Element:
+        """Return the port of QEMU's guest agent; its socket is beside that of `channel`."""
+        port = cls._channel(Channel(_QGA_STAND_IN, qga_path(channel.path)))
+        port.append(element("alias", name=_QGA_ALIAS))
+        return port
+
     def _display(self) -> Iterable[Element]:
         if not self.spec.has_display:
             return
         if self.spec.display_socket:
             yield element("graphics", type="vnc", socket=self.spec.display_socket)
-        model = element("model", type="vga", vram="16384", heads="1", primary="yes")
+        model = elements.video_model(self.spec)
         yield element("video", model, _address(_SLOT_VIDEO))
 
     def _balloon(self) -> Element:

@@ -110,7 +110,7 @@ class XenHvm(XenPvh):
         """
         yield from super().devices()
         if self.spec.has_display:
-            yield element("video", element("model", type="vga", vram="16384", heads="1", primary="yes"))
+            yield element("video", elements.video_model(self.spec))
 
     @staticmethod
     def _console() -> Iterable[Element]:
