@@ -1,10 +1,12 @@
 """The one parser of what a guest says about itself (B13)."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crannog.core.announcement import AgentState, AgentStatus, Announcement, parse_announcement
+from crannog.core.announcement import AgentState, AgentStatus, Announcement, QemuAgent, parse_announcement
 from crannog.errors import ProtocolError
 
 GOOD = {
@@ -70,7 +72,8 @@ def test_what_passes_is_printable_and_bounded(entries: dict[bytes, bytes]) -> No
 
 
 def test_a_status_survives_its_line_of_json() -> None:
-    for status in (AgentStatus(), AgentStatus(AgentState.READY, parse_announcement(GOOD))):
+    qemu = AgentStatus(AgentState.FALLBACK, None, QemuAgent("7.2", "Linux", "debian", ""))
+    for status in (AgentStatus(), AgentStatus(AgentState.READY, parse_announcement(GOOD)), qemu):
         assert AgentStatus.parse(status.encode()) == status
         assert status.encode().count(b"\n") == 1
 
@@ -82,6 +85,20 @@ def test_a_line_that_is_no_status_is_a_protocol_error(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "facts",
+    [
+        {"version": "1", "os": 1, "distribution": "", "release": ""},
+        {"version": "", "os": "\x1b", "distribution": "", "release": ""},
+        {"version": "x" * 65, "os": "", "distribution": "", "release": ""},
+        {"version": None, "os": "", "distribution": "", "release": ""},
+    ],
+)
+def test_odd_facts_of_qemus_agent_are_a_protocol_error(facts: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError):
+        AgentStatus.parse(json.dumps({"agent": "fallback", "announced": None, "qemu": facts}).encode())
+
+
+@pytest.mark.parametrize(
     "line",
     [
         b"null",
@@ -90,6 +107,8 @@ def test_a_line_that_is_no_status_is_a_protocol_error(line: bytes) -> None:
         b'{"agent": "dancing", "announced": null}',
         b'{"agent": "ready", "announced": {"version": 1, "os": "", "qrexec": 1, "gui": 0, "default_user": 0}}',
         b'{"agent": "ready", "announced": {"version": "1", "os": "x", "qrexec": 1, "gui": true, "default_user": ""}}',
+        b'{"agent": "fallback", "announced": null, "qemu": []}',
+        b'{"agent": "fallback", "announced": null, "qemu": {"version": "1"}}',
         b"[" * 4000,
         b" " * 5000,
     ],

@@ -35,3 +35,21 @@ def test_what_is_installed_belongs_to_root_and_cannot_be_changed(shared_home: Ho
 def test_sessions(shared_home: Home, running: str) -> None:
     shared_home.ok("qvm-run", "--user", "root", running, "touch /run/crannog/session.user")
     assert serve(shared_home, running, "qubes.WaitForSession", b"user\n") == ("", "", 0)
+
+
+def test_the_gui_mode_is_for_the_session_to_read(shared_home: Home, running: str) -> None:
+    assert serve(shared_home, running, "qubes.SetGuiMode", b"FULLSCREEN") == ("", "", 0)
+    assert shared_home.ok("qvm-run", running, "cat /run/qubes/gui-mode") == "FULLSCREEN\n"
+    assert serve(shared_home, running, "qubes.SetGuiMode", b"WINDOWED")[2] == 1
+    assert shared_home.run("qvm-run", running, "echo SEAMLESS > /run/qubes/gui-mode").returncode != 0
+    assert shared_home.ok("qvm-run", running, "cat /run/qubes/gui-mode") == "FULLSCREEN\n"
+
+
+def test_an_url_is_opened_in_the_session(shared_home: Home, running: str) -> None:
+    home = shared_home
+    script = "printf '#!/bin/sh\\nid -un; echo \"$1\"\\n' > /usr/local/bin/xdg-open; chmod +x /usr/local/bin/xdg-open"
+    home.ok("qvm-run", "--user", "root", running, f"touch /run/crannog/session.user; {script}")
+    url = b"https://example.org/?a=b&c"
+    assert serve(home, running, "qubes.OpenURL", url) == ("user\nhttps://example.org/?a=b&c\n", "", 0)
+    assert serve(home, running, "qubes.OpenURL", b"file:///etc/passwd")[2] == 1
+    home.ok("qvm-run", "--user", "root", running, "rm /usr/local/bin/xdg-open")

@@ -3,13 +3,15 @@
 import logging
 
 from crannog.core import events
-from crannog.core.announcement import AgentState, AgentStatus, Announcement
+from crannog.core.announcement import PREFIX as TOOLS
+from crannog.core.announcement import AgentState, AgentStatus, Announcement, QemuAgent, parse_announcement
 from crannog.core.features_request import PREFIX, changes, parse_request
+from crannog.core.qga import FEATURE
 from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM
 from crannog.daemon.world import World
 from crannog.editing.editor import Editor
-from crannog.errors import CrannogError, VMNotRunningError
+from crannog.errors import CrannogError, ProtocolError, VMNotRunningError
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +25,22 @@ class Announcements:
         self._editor = editor
         world.agents.listen(self._note_agent)
 
-    def take(self, vm: LocalVM) -> None:
-        """Keep what the VM's agent announced last; raises VMNotRunningError when none is connected."""
+    async def take(self, vm: LocalVM) -> None:
+        """Keep what the VM's tools say in its guest DB that they are (qubes.NotifyTools).
+
+        Raises VMNotRunningError when no agent of ours is connected, ProtocolError for nonsense, which changes nothing,
+        and RpcError when the VM's guest DB cannot be read.
+        """
         status = self._agents.status(vm.uuid)
-        if status is None or status.agent is not AgentState.READY or not status.announced:
+        if status is None or status.agent is not AgentState.READY:
             raise VMNotRunningError(f"the tools in {vm.name} cannot be heard: its agent is not connected")
-        self._apply(vm, status.announced)
+        untrusted_entries = await self._agents.read_entries(vm.uuid, TOOLS.decode())
+        try:
+            announced = parse_announcement({path.encode(): value for path, value in untrusted_entries.items()})
+        except ProtocolError as error:
+            log.warning("%s: what its tools announced is refused, nothing is changed: %s", vm.name, error)
+            raise
+        self._apply(vm, announced)
 
     async def take_features(self, vm: LocalVM) -> None:
         """Keep the features that the VM's tools ask for in its guest DB (qubes.FeaturesRequest).
@@ -52,16 +64,22 @@ class Announcements:
 
     def _note_agent(self, vm_uuid: str, status: AgentStatus) -> None:
         vm = self._registry.find_uuid(vm_uuid)
-        if isinstance(vm, LocalVM) and status.agent is AgentState.READY and status.announced:
-            try:
+        if not isinstance(vm, LocalVM):
+            return
+        try:
+            if status.agent is AgentState.READY and status.announced:
                 self._apply(vm, status.announced)
-            except CrannogError as error:
-                log.error("%s: its announcement was not kept: %s", vm.name, error)
+            elif status.qemu:
+                self._apply_fallback(vm, status.qemu)
+        except CrannogError as error:
+            log.error("%s: its announcement was not kept: %s", vm.name, error)
 
     def _apply(self, vm: LocalVM, announced: Announcement) -> None:
         """Keep what the guest's tools say, where it differs from what is known; templates are not touched."""
         news = {"qrexec": _flag(announced.qrexec), "gui": _flag(announced.gui), "os": announced.os}
         changed = {name: value for name, value in news.items() if vm.feature(name) != value}
+        if FEATURE in vm.features:
+            self._editor.remove_feature(vm, FEATURE)
         user = announced.default_user
         has_new_user = bool(user) and vm.get("default_user") != user
         if changed:
@@ -70,6 +88,16 @@ class Announcements:
             self._editor.set_property(vm, "default_user", user)
         if changed or has_new_user:
             log.info("%s: its tools announced %s", vm.name, announced)
+
+    def _apply_fallback(self, vm: LocalVM, qemu: QemuAgent) -> None:
+        """Keep that QEMU's guest agent runs the VM's commands, and what it says of its system."""
+        news = {"os": qemu.os, "os-distribution": qemu.distribution, "os-version": qemu.release}
+        changed = {name: value for name, value in news.items() if value and vm.feature(name) != value}
+        if vm.features.get(FEATURE) != "1":
+            changed[FEATURE] = "1"
+        if changed:
+            self._editor.set_features(vm, changed)
+            log.info("%s: its commands are run by QEMU's guest agent: %s", vm.name, qemu)
 
 
 def _flag(value: bool) -> str:
