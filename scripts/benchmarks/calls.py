@@ -7,7 +7,6 @@ The guest is a template's root under plain QEMU. What init starts in it as the a
 copies raw data over the port and starts processes as the agent does. Then it becomes the agent, on the same port.
 """
 
-import base64
 import os
 import socket
 import subprocess
@@ -27,17 +26,19 @@ from crannog.config import Paths
 from crannog.guest import agent
 from crannog.images.builder import build_template
 from crannog.images.kernel import build_kernel
+from crannog.rpc import frames
 
 CALLS, COPIES = 40, 7
 BULK = 32 << 20
 SLACK = 0.003
 """Seconds that a call may take beyond the start of its process."""
 RATE = 1 / 0.7
+DELAY = 0.01
+"""Seconds that bulk data may delay another call beyond what the port takes for a window: they share one processor."""
 SECONDS = 60
 LAUNCHER = """
-import base64, os, time
+import os, time
 PORT = "/dev/virtio-ports/org.crannog.agent.0"
-SOURCE = base64.b64decode("{source}")
 BULK = {bulk}
 port = os.open(PORT, os.O_RDWR)
 os.write(port, b"ready\\n")
@@ -75,9 +76,29 @@ while True:
                 data = data[os.write(port, data):]
         os.close(end)
         os.wait()
+    elif wish == b"Q":
+        ours, end = os.pipe()
+        if not os.fork():
+            os.dup2(ours, 0)
+            os.close(end)
+            os.execv("/bin/sh", ["sh", "-c", "exec head -c %d >/dev/null" % BULK])
+        os.close(ours)
+        left = BULK
+        while left:
+            data = os.read(port, min(left, 65536))
+            left -= len(data)
+            while data:
+                data = data[os.write(end, data):]
+        os.close(end)
+        os.wait()
+        os.write(port, b"done\\n")
     elif wish == b"A":
+        size, source = int(os.read(port, 8)), b""
+        while len(source) < size:
+            source += os.read(port, size - len(source))
+        os.write(port, b"done\\n")
         os.close(port)
-        exec(compile(SOURCE, "agent.py", "exec"), {{"__name__": "__main__"}})
+        exec(compile(source, "agent.py", "exec"), {{"__name__": "__main__"}})
     elif not wish:
         time.sleep(0.05)
 """
@@ -99,10 +120,11 @@ def _raw_out(guest: Guest, wish: bytes = b"O") -> float:
     return time.perf_counter() - began
 
 
-def _raw_in(guest: Guest) -> float:
+def _raw_in(guest: Guest, wish: bytes = b"I") -> float:
+    """Return the seconds of a raw copy into the guest; with the wish Q, on to what another process in it reads."""
     block = bytes(262144)
     began = time.perf_counter()
-    guest.port.sendall(b"I")
+    guest.port.sendall(wish)
     for _ in range(BULK // len(block)):
         guest.port.sendall(block)
     guest.reader.readline()
@@ -112,7 +134,9 @@ def _raw_in(guest: Guest) -> float:
 @contextmanager
 def _served(guest: Guest, folder: Path) -> Iterator[str]:
     """Have the agent on the port, and an RPC process over it; give its socket."""
-    guest.port.sendall(b"A")
+    source = Path(agent.__file__).read_bytes()
+    guest.port.sendall(b"A%08d" % len(source) + source)
+    guest.reader.readline()
     guest.reader.close()
     guest.port.close()
     path = str(folder / "rpc.sock")
@@ -153,14 +177,59 @@ def _call(path: str, command: str, given: bytes = b"") -> float:
     return seconds
 
 
+class Echo:
+    """A call that sends back what it gets."""
+
+    def __init__(self, path: str) -> None:
+        self.ours, theirs = socket.socketpair()
+        self.output, output = os.pipe()
+        self.process = os.fork()
+        if self.process == 0:
+            self.ours.close()
+            os.close(self.output)
+            os._exit(run_command(path, "root", "exec cat", theirs.fileno(), output, 2))
+        theirs.close()
+        os.close(output)
+
+    def measure(self) -> float:
+        """Return the seconds in which one byte is there and back."""
+        began = time.perf_counter()
+        self.ours.sendall(b"x")
+        os.read(self.output, 1)
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        """End the call."""
+        self.ours.close()
+        os.close(self.output)
+        os.waitpid(self.process, 0)
+
+
+def _echoes(path: str) -> tuple[list[float], list[float]]:
+    """Return the seconds of echoes alone, and while bulk data comes out of the guest."""
+    echo = Echo(path)
+    echo.measure()
+    alone = [echo.measure() for _ in range(CALLS)]
+    beside: list[float] = []
+    while len(beside) < CALLS:
+        process = os.fork()
+        if process == 0:
+            _call(path, f"head -c {BULK} /dev/zero")
+            os._exit(0)
+        while os.waitpid(process, os.WNOHANG) == (0, 0):
+            beside.append(echo.measure())
+            time.sleep(0.005)
+    echo.close()
+    return alone, beside
+
+
 def measure(runs: int) -> list[Row]:
     """Return the rows; `runs` is ignored where more are needed."""
     copies = max(runs, COPIES)
     with tempfile.TemporaryDirectory(prefix="crannog-bench-") as name:
         folder = Path(name)
-        source = base64.b64encode(Path(agent.__file__).read_bytes()).decode()
         launcher = folder / "launcher.py"
-        launcher.write_text(LAUNCHER.format(source=source, bulk=BULK))
+        launcher.write_text(LAUNCHER.format(bulk=BULK))
         cache = Paths().cache
         kernel = build_kernel(cache, print)
         root = build_template("debian-12", "pv", cache, print, agent_path=str(launcher)).root_img
@@ -172,14 +241,19 @@ def measure(runs: int) -> list[Row]:
             raw_out = [_raw_out(guest) for _ in range(copies)]
             piped = [_raw_out(guest, b"P") for _ in range(copies)]
             raw_in = [_raw_in(guest) for _ in range(copies)]
+            piped_in = [_raw_in(guest, b"Q") for _ in range(copies)]
             with _served(guest, folder) as path:
                 calls = [_call(path, "true") for _ in range(CALLS)]
                 out = [_call(path, f"head -c {BULK} /dev/zero") for _ in range(copies)]
                 into = [_call(path, f"head -c {BULK} > /dev/null", bytes(BULK)) for _ in range(copies)]
+                alone, beside = _echoes(path)
     slack = [seconds + SLACK for seconds in starts]
+    window = [seconds + frames.WIDE_WINDOW / BULK * summarize(raw_out).median + DELAY for seconds in alone]
     return [
         Row("an empty call", summarize(calls), "the guest's own start of a shell, and 3 ms", summarize(slack), 1),
         Row("bulk out of the guest", summarize(out), "a raw copy over the same port", summarize(raw_out), RATE),
         Row("the same", summarize(out), "a raw copy of a process's output", summarize(piped), RATE),
         Row("bulk into the guest", summarize(into), "a raw copy over the same port", summarize(raw_in), RATE),
+        Row("the same", summarize(into), "a raw copy into a process's input", summarize(piped_in), RATE),
+        Row("an echo beside bulk", summarize(beside), "alone, a raw window, 10 ms", summarize(window), 1),
     ]

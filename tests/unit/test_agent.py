@@ -64,7 +64,7 @@ def test_the_agent_waits_for_an_absent_host_without_spinning(
     agent.read_port()
     assert pauses == [agent_module.AWAY_POLL] * 3
     assert agent.nonce != old_nonce
-    assert agent.out.startswith(frames.PADDING)
+    assert agent.out.frames.startswith(frames.GUEST_PADDING)
 
 
 def test_a_sync_for_an_older_request_is_not_taken() -> None:

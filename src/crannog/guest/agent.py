@@ -19,6 +19,7 @@ SERVICE_CONNECT, sends DATA_STDIN (empty: the end), and gets DATA_STDOUT, DATA_S
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what signal.py wraps, which takes ten times as long
 import _socket  # socket.py would cost each boot some 20 ms of imports
 import contextlib
 import errno
@@ -36,7 +37,8 @@ from collections.abc import Callable, Iterable
 VERSION = "0.1.0"
 PORT_NAME = "org.crannog.agent.0"
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
+BULK_VERSION = 4
 DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE = 0x190, 0x191, 0x192, 0x193
 EXEC_CMDLINE, SERVICE_CONNECT, SERVICE_REFUSED, HELLO = 0x200, 0x202, 0x203, 0x300
 TRIGGER_SERVICE, TRIGGER_SERVICE3, TRIGGER_SERVICE4 = 0x210, 0x212, 0x213
@@ -44,6 +46,7 @@ CREDIT, CLOSE, GUESTDB_WRITE, TRIGGER, POWEROFF = 0x700, 0x701, 0x702, 0x703, 0x
 TYPES = {DATA_STDIN, DATA_STDOUT, DATA_STDERR, DATA_EXIT_CODE, EXEC_CMDLINE, HELLO}
 TYPES |= {CREDIT, CLOSE, GUESTDB_WRITE, TRIGGER, POWEROFF}
 GUESTDB_REMOVE, GUESTDB_READY, GUESTDB_WATCH = 0x705, 0x706, 0x707
+DATA_TYPES = frozenset({DATA_STDIN, DATA_STDOUT, DATA_STDERR})
 TYPES |= {SERVICE_CONNECT, SERVICE_REFUSED, TRIGGER_SERVICE4, GUESTDB_REMOVE, GUESTDB_READY}
 HEADER = struct.Struct("<III")
 LOCAL_HEADER = struct.Struct("<II")
@@ -51,22 +54,36 @@ NUMBER = struct.Struct("<I")
 TRIGGER_PARAMS = struct.Struct("<64s64s32s")
 OLD_TRIGGERS = {TRIGGER_SERVICE: struct.Struct("<64s32s32s"), TRIGGER_SERVICE3: struct.Struct("<64s32s")}
 BODY_MAX = 65536
+BULK_MAX = 262144
 WINDOW = 262144
+WIDE_WINDOW = 2097152
+WIDE_GRANT = 524288
+WIDE_AFTER = 524288
+WIDE_STREAMS = 8
 GRANT_MIN = 65536
 CREDIT_MIN = 4096 + HEADER.size
 STREAMS_MAX = 256
 MAGIC = b"\xffcrannog-sync\xff\xfe"
 MARKER_SIZE = 32
-PADDING = bytes(BODY_MAX + 2 * HEADER.size)
+GUEST_PADDING = bytes(BULK_MAX + 2 * HEADER.size)
 
+READ_SIZE = 262144
 OUT_HIGH = 262144
 """Children are not read while this many bytes wait for the port."""
 PIPE_READS = 4
-"""Reads of one pipe in a turn of the loop: its stream's window allows no more."""
+"""Reads of one pipe in a turn of the loop."""
+PAGE = 4096
+"""What the port's driver gives at a time, and the least buffer that programs fill before they write."""
+BULK_MIN = 16384
+"""From so many bytes on it takes less time to move a pipe's pages than to copy them."""
+PIPE_MAX = 1048576
+REST_LEAST, REST_MOST = 0.001, 0.004
+"""Seconds that a pipe with bulk data is left alone, so that it fills: each look at it stops who is filling it."""
 ASK_AGAIN = 1.0
 AWAY_POLL = 0.05
 EXIT_GRACE = 0.2
 KILL_GRACE = 3.0
+DEFAULT_SIGNALS = tuple(map(int, (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)))
 FIONREAD = 0x541B
 F_SETPIPE_SZ = 1031
 EXIT_TROUBLE, EXIT_REFUSED, EXIT_MISSING = 125, 126, 127
@@ -81,6 +98,8 @@ NO_CALL = -1
 """Number of a client that wants something else than a call."""
 CONFIG_MAX = 4096
 SESSION_FOLDER = "/run/crannog"
+GUI = "/usr/lib/crannog/gui/session.py"
+"""Program of the graphical session: where it is installed, the guest has a GUI agent."""
 SESSION_WAIT = float(os.environ.get("CRANNOG_SESSION_WAIT") or 60)
 CONNECT_WAIT = 10.0
 RETRY = 0.05
@@ -181,24 +200,56 @@ def find_port(ports: str = "/sys/class/virtio-ports") -> str:
 
 
 class Parser:
-    """Cuts the port's bytes into frames, or hunts for the host's sync marker."""
+    """Cuts the port's bytes into frames, or hunts for the host's sync marker.
+
+    `buffer` holds what it hunts in, or the beginning of a frame. The body of data is given in pieces as they come.
+    """
 
     def __init__(self) -> None:
         self.buffer = bytearray()
+        self.stream = self.kind = self.left = 0
 
-    def next_frame(self) -> tuple[int, int, bytes] | None:
-        """Return (stream, type, body), or None when more bytes are needed. Raises BadFrame."""
+    def reset(self) -> None:
+        """Forget the frame that has begun."""
+        self.buffer.clear()
+        self.left = 0
+
+    def cut(self, data: memoryview) -> tuple[tuple[int, int, bytes | memoryview, int] | None, memoryview]:
+        """Return stream, type, body and the bytes it took of a window, and what of `data` is left after that.
+
+        None instead when more bytes are needed. Raises BadFrame.
+        """
+        if self.left:
+            return self._cut_data(data, 0)
+        data = self._fill(data, HEADER.size)
         if len(self.buffer) < HEADER.size:
-            return None
+            return None, data
         stream, kind, length = HEADER.unpack_from(self.buffer)
         if kind not in TYPES or length > BODY_MAX:
             raise BadFrame
-        end = HEADER.size + length
-        if len(self.buffer) < end:
-            return None
-        body = bytes(self.buffer[HEADER.size : end])
-        del self.buffer[:end]
-        return stream, kind, body
+        if length and kind in DATA_TYPES and data:
+            self.buffer.clear()
+            self.stream, self.kind, self.left = stream, kind, length
+            return self._cut_data(data, HEADER.size)
+        data = self._fill(data, HEADER.size + length)
+        if len(self.buffer) < HEADER.size + length:
+            return None, data
+        body = bytes(self.buffer[HEADER.size :])
+        self.buffer.clear()
+        return (stream, kind, body, 0), data
+
+    def _cut_data(
+        self, data: memoryview, extra: int
+    ) -> tuple[tuple[int, int, bytes | memoryview, int] | None, memoryview]:
+        part = data[: self.left]
+        self.left -= len(part)
+        return (self.stream, self.kind, part, extra + len(part)) if part else None, data[len(part) :]
+
+    def _fill(self, data: memoryview, size: int) -> memoryview:
+        """Have `size` bytes in the buffer, if they are there; return the others."""
+        count = max(0, size - len(self.buffer))
+        self.buffer += data[:count]
+        return data[count:]
 
     def find_sync(self, nonce: bytes) -> bytes | None:
         """Drop everything up to the SYNC that answers `nonce`; return the host's nonce once it is there."""
@@ -228,22 +279,37 @@ class Call:
         self.stream = stream
         self.stdin = bytearray()
         self.has_stdin_ended = False
-        self.ungranted = 0
+        self.ungranted = self.granted = 0
+        self.is_wide = False
         self.credit = WINDOW
+        self.rests: dict[int, Rest] = {}
+        self.large: set[int] = set()
         self.exit_code: int | None = None
         self.deadline = 0.0
         self.stdin_fd = -1
         self.outputs: dict[int, int] = {}
         self.left: dict[int, int] = {}
 
+    def take_stdin(self, pieces: list[bytes | memoryview]) -> None:
+        """Hand over what the host sent: without a copy where nothing waits yet, and with one switch to its reader."""
+        count = 0
+        if not self.stdin and self.stdin_fd >= 0:
+            with contextlib.suppress(OSError):  # write_stdin looks at what it was
+                count = os.writev(self.stdin_fd, pieces)
+        for piece in pieces:
+            self.stdin += piece[count:]
+            count = max(0, count - len(piece))
+
     def write_stdin(self) -> None:
         """Hand over what is taken now; what a command with a closed stdin does not take is dropped."""
         try:
             while self.stdin and self.stdin_fd >= 0:
-                with memoryview(self.stdin) as view, view[:BODY_MAX] as part:
-                    count = os.write(self.stdin_fd, part)
+                with memoryview(self.stdin) as view:
+                    count = os.write(self.stdin_fd, view)
                 del self.stdin[:count]
         except BlockingIOError:
+            if self.is_wide:
+                self.enlarge(self.stdin_fd)
             return
         except OSError:
             self.close_stdin()
@@ -260,10 +326,33 @@ class Call:
     def take_grant(self) -> int:
         """Return how many bytes the host may send in addition now (0: not worth a frame yet)."""
         grant = self.ungranted - len(self.stdin)
-        if grant < GRANT_MIN:
+        if grant < (WIDE_GRANT if self.is_wide else GRANT_MIN):
             return 0
         self.ungranted -= grant
+        self.granted += grant
         return grant
+
+    def list_outputs(self) -> dict[int, int]:
+        """Return the outputs that do not rest, by their type."""
+        if not self.rests:
+            return self.outputs
+        now = time.monotonic()
+        return {kind: fd for kind, fd in self.outputs.items() if kind not in self.rests or self.rests[kind].end <= now}
+
+    def note_output(self, kind: int, count: int, is_empty: bool) -> None:
+        """Note how much was in an output this time; a page or more is bulk data, and has an empty pipe rest."""
+        if (count < PAGE and is_empty) or self.exit_code is not None:
+            self.rests.pop(kind, None)
+            return
+        self.rests.setdefault(kind, Rest()).note(count, is_empty)
+        if count >= WINDOW // 2 and kind in self.outputs:
+            self.enlarge(self.outputs[kind])
+
+    def enlarge(self, fd: int) -> None:
+        """Let one of the pipes hold more, once. More for each pipe from the beginning could be too much memory."""
+        if fd not in self.large:
+            self.large.add(fd)
+            enlarge(fd)
 
     def is_over(self) -> bool:
         """Tell whether everything was sent that is to be sent before the exit code."""
@@ -274,6 +363,30 @@ class Call:
         self.close_stdin()
         close_all(self.outputs.values())
         self.outputs = {}
+
+
+class Rest:
+    """How long an output with bulk data is left alone: the faster it fills, the shorter."""
+
+    def __init__(self) -> None:
+        self.seconds = REST_LEAST
+        self.end = 0.0
+        self.last = 0
+
+    def note(self, count: int, is_empty: bool) -> None:
+        """Begin to rest, after so many bytes that have left the pipe empty, or not."""
+        if count >= PIPE_MAX // 2 or not is_empty:
+            self.seconds /= 2
+        elif count < PIPE_MAX // 4:
+            self.seconds = min(REST_MOST, 2 * max(self.seconds, REST_LEAST / 2))
+        self.last = count if is_empty else max(count, self.last)
+        self.end = time.monotonic() + self.seconds if is_empty and self.seconds >= REST_LEAST else 0.0
+
+
+def enlarge(fd: int) -> None:
+    """Let a pipe hold as much as any user's may, if it is one."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_MAX)
 
 
 class Command(Call):
@@ -289,6 +402,7 @@ class Command(Call):
     ) -> None:
         super().__init__(stream)
         environment = make_environment(user) | (extra or {})
+        groups = os.getgrouplist(user.pw_name, user.pw_gid)  # here, where what looks them up is loaded once
         stdin, stdout, stderr = open_pipes(3)
         theirs = (stdin[0], stdout[1], stderr[1])
         self.stdin_fd = stdin[1]
@@ -303,7 +417,7 @@ class Command(Call):
             if self.pid != 0:
                 close_all(theirs)
         if self.pid == 0:
-            run_child(user, arguments, environment, theirs, session)
+            run_child(user, groups, arguments, environment, theirs, session)
         for fd in (self.stdin_fd, *self.outputs.values()):
             os.set_blocking(fd, False)
             with contextlib.suppress(OSError):  # larger pipes need fewer switches between processes
@@ -314,6 +428,7 @@ class Command(Call):
         self.exit_code = exit_code
         self.deadline = time.monotonic() + EXIT_GRACE
         self.close_stdin()
+        self.rests.clear()
         for kind, fd in self.outputs.items():
             self.left[kind] = NUMBER.unpack(fcntl.ioctl(fd, FIONREAD, bytes(4)))[0]
 
@@ -367,6 +482,11 @@ class Connection(Call):
         self.is_open = True
         return True
 
+    def take_stdin(self, pieces: list[bytes | memoryview]) -> None:
+        """Hand over what the host sent, after what waits already."""
+        for piece in pieces:
+            self.stdin += piece
+
     def write_stdin(self) -> None:
         """Hand over what is taken now; before the connection stands, everything waits."""
         if self.is_open:
@@ -418,11 +538,19 @@ def make_environment(user: pwd.struct_passwd) -> dict[str, str]:
     }
     if "LANG" in os.environ:
         environment["LANG"] = os.environ["LANG"]
+    # What the user's graphical session adds, once it is there: DISPLAY and XAUTHORITY.
+    folder = os.environ.get("CRANNOG_SESSION_FOLDER", SESSION_FOLDER)
+    with contextlib.suppress(OSError), open(f"{folder}/environment.{user.pw_name}", encoding="utf-8") as file:
+        for line in file.read().splitlines():
+            name, mark, value = line.partition("=")
+            if mark:
+                environment[name] = value
     return environment
 
 
 def run_child(
     user: pwd.struct_passwd,
+    groups: list[int],
     arguments: list[bytes],
     environment: dict[str, str],
     stdio: tuple[int, int, int],
@@ -434,10 +562,10 @@ def run_child(
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
         os.closerange(3, 1024)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for number in DEFAULT_SIGNALS:
+            _signal.signal(number, _signal.SIG_DFL)
         wait_for_session(session)
-        become(user)
+        become(user, groups)
         os.umask(0o022)
         try:
             os.chdir(user.pw_dir)
@@ -453,12 +581,12 @@ def run_child(
         os._exit(EXIT_TROUBLE)
 
 
-def become(user: pwd.struct_passwd) -> None:
-    """Give up root's rights for those of `user`."""
+def become(user: pwd.struct_passwd, groups: list[int]) -> None:
+    """Give up root's rights for those of `user`, who is in these groups."""
     if os.geteuid() == 0:
         for fd in (0, 1, 2):
             os.fchown(fd, user.pw_uid, user.pw_gid)  # else /dev/stderr cannot be opened by its name
-        os.initgroups(user.pw_name, user.pw_gid)
+        os.setgroups(groups)
         os.setgid(user.pw_gid)
         os.setuid(user.pw_uid)
     elif os.geteuid() != user.pw_uid:
@@ -703,9 +831,14 @@ def make_call(stream: int, line: bytes) -> Call:
 class Calls:
     """The host's calls: what they run, their pipes, and the processes that are to be killed."""
 
-    def __init__(self, send: Callable[[int, int, bytes], None]) -> None:
+    def __init__(self, send: Callable[[int, int, bytes], None], outbox: Outbox | None = None) -> None:
+        """With an `outbox`, what is in pipes goes there without a copy."""
         self.send = send
+        self.outbox = outbox
+        self.body_max = BODY_MAX
         self.by_stream: dict[int, Call] = {}
+        self.inputs: dict[int, list[bytes | memoryview]] = {}
+        """Pieces of input by their stream; they are views of what was read last."""
         self.doomed: dict[int, float] = {}
 
     def list_waits(self, may_read: bool) -> dict[int, tuple[Call, int, int]]:
@@ -716,12 +849,13 @@ class Calls:
             if call.stdin_fd >= 0 and (call.stdin or not call.outputs):
                 pipes[call.stdin_fd] = (call, DATA_STDIN, select.POLLOUT if call.stdin else 0)
             if may_read and call.credit >= CREDIT_MIN:
-                pipes.update({fd: (call, kind, select.POLLIN) for kind, fd in call.outputs.items()})
+                pipes.update({fd: (call, kind, select.POLLIN) for kind, fd in call.list_outputs().items()})
         return pipes
 
     def list_deadlines(self, now: float) -> list[float]:
         """Return the moments at which `look_at_clock` has something to do."""
         times = [*self.doomed.values(), *(call.deadline for call in self.by_stream.values())]
+        times += [rest.end for call in self.by_stream.values() for rest in call.rests.values()]
         if any(isinstance(call, Connection) and not call.is_open for call in self.by_stream.values()):
             times.append(now + RETRY)
         return times
@@ -737,15 +871,17 @@ class Calls:
             del self.doomed[pid]
             signal_group(pid, signal.SIGKILL)
 
-    def dispatch(self, stream: int, kind: int, body: bytes) -> None:
-        """Act on a frame from the host for one of our streams, or for a new one."""
+    def dispatch(self, stream: int, kind: int, body: bytes | memoryview, cost: int = 0) -> None:
+        """Act on a frame from the host for one of our streams, or for a new one; `cost` is what it took of a window."""
         call = self.by_stream.get(stream)
         if kind == EXEC_CMDLINE:
-            self.start(stream, body)
+            self.start(stream, bytes(body))
         elif call is None:
             return
         elif kind == DATA_STDIN:
-            self.take_stdin(call, body)
+            self.take_stdin(call, body, cost or HEADER.size + len(body))
+            if not cost:
+                self.pass_input()
         elif kind == CREDIT and len(body) == NUMBER.size:
             call.credit += NUMBER.unpack(body)[0]
         elif kind == CLOSE:
@@ -782,14 +918,25 @@ class Calls:
             self.send(stream, kind, b"")
         self.send(stream, DATA_EXIT_CODE, NUMBER.pack(exit_code))
 
-    def take_stdin(self, call: Call, body: bytes) -> None:
+    def take_stdin(self, call: Call, body: bytes | memoryview, cost: int) -> None:
         """Pass on what the host sent; an empty body is the end."""
+        call.rests.clear()  # what it is asked for, it may answer at once
         if body:
-            call.ungranted += HEADER.size + len(body)
-            call.stdin += body
+            call.ungranted += cost
+            self.inputs.setdefault(call.stream, []).append(body)
         else:
+            self.inputs.setdefault(call.stream, [])
             call.has_stdin_ended = True
-        self.serve(call, DATA_STDIN, call.stdin_fd)
+
+    def pass_input(self) -> None:
+        """Hand over all input that has come."""
+        inputs, self.inputs = self.inputs, {}
+        for stream, pieces in inputs.items():
+            call = self.by_stream.get(stream)
+            if call:
+                if pieces:
+                    call.take_stdin(pieces)
+                self.serve(call, DATA_STDIN, call.stdin_fd)
 
     def serve(self, call: Call, kind: int, fd: int, events: int = 0) -> None:
         """Move bytes between one pipe of a command and its stream."""
@@ -797,30 +944,58 @@ class Calls:
             if events & (select.POLLHUP | select.POLLERR):
                 call.close_stdin()
             call.write_stdin()
-            grant = call.take_grant()
-            if grant:
-                self.send(call.stream, CREDIT, NUMBER.pack(grant))
+            self.give_credit(call)
         elif call.outputs.get(kind) == fd and call.credit >= CREDIT_MIN:
             self.read_output(call, kind, fd)
 
+    def give_credit(self, call: Call) -> None:
+        """Let the host send more; a stream with much data gets a wider window, while there are few of these."""
+        grant = call.take_grant()
+        if not grant:
+            return
+        if call.granted >= WIDE_AFTER and not call.is_wide and self.may_widen():
+            call.is_wide = True
+            grant += WIDE_WINDOW - WINDOW
+        self.send(call.stream, CREDIT, NUMBER.pack(grant))
+
+    def may_widen(self) -> bool:
+        """Tell whether one more stream may have a wide window; an older host would not take what it is given."""
+        return self.body_max == BULK_MAX and sum(call.is_wide for call in self.by_stream.values()) < WIDE_STREAMS
+
     def read_output(self, call: Call, kind: int, fd: int) -> None:
         """Send what the command has written, or the end of it: more than once in a turn, if there is more."""
-        for _ in range(PIPE_READS):
-            if call.outputs.get(kind) != fd or call.credit < CREDIT_MIN:
-                return
-            try:
-                data = os.read(fd, min(BODY_MAX, call.credit - HEADER.size))
-            except BlockingIOError:
-                return
-            except OSError:  # a service's socket that was reset
-                data = b""
-            if data:
-                call.credit -= HEADER.size + len(data)
-                if kind in call.left:
-                    call.left[kind] -= len(data)
-            else:
-                os.close(call.outputs.pop(kind))
+        total, is_empty = 0, False
+        try:
+            for _ in range(PIPE_READS):
+                if call.outputs.get(kind) != fd or call.credit < CREDIT_MIN:
+                    break
+                total += self.pass_output(call, kind, fd)
+        except BlockingIOError:
+            is_empty = not (self.outbox and self.outbox.moved)  # else it is the port that takes no more
+        call.note_output(kind, total, is_empty)
+
+    def pass_output(self, call: Call, kind: int, fd: int) -> int:
+        """Send one frame of it, and return the bytes in it. Raises BlockingIOError when there is none."""
+        most = min(self.body_max, call.credit - HEADER.size)
+        is_bulk = kind in call.rests and call.rests[kind].last >= BULK_MIN
+        try:
+            count = self.outbox.move(call.stream, kind, fd, most) if self.outbox and is_bulk else -1
+            data = os.read(fd, most) if count < 0 else b""
+        except BlockingIOError:
+            raise
+        except OSError:  # a service's socket that was reset
+            count, data = 0, b""
+        if data:
+            count = len(data)
+        if count > 0:
+            call.credit -= HEADER.size + count
+            if kind in call.left:
+                call.left[kind] -= count
+        else:
+            os.close(call.outputs.pop(kind))
+        if data or count <= 0:
             self.send(call.stream, kind, data)
+        return max(count, 0)
 
     def reap(self) -> None:
         """Collect every child that has ended, also adopted ones (the agent may be PID 1)."""
@@ -843,11 +1018,13 @@ class Calls:
             self.send(call.stream, kind, b"")
         self.send(call.stream, DATA_EXIT_CODE, NUMBER.pack(call.exit_code or 0))
         call.close()
+        self.inputs.pop(call.stream, None)
         del self.by_stream[call.stream]
 
     def close_stream(self, stream: int) -> None:
         """Close the pipes of a caller that is gone, hang up the process group, and kill it after a grace."""
         call = self.by_stream.pop(stream)
+        self.inputs.pop(stream, None)
         call.close()
         if isinstance(call, Command) and call.exit_code is None:
             signal_group(call.pid, signal.SIGHUP)
@@ -976,9 +1153,10 @@ class Caller:
         self.credit -= HEADER.size + len(data) if data else 0
         return data
 
-    def put(self, kind: int, body: bytes) -> None:
+    def put(self, kind: int, body: bytes | memoryview) -> None:
         """Queue a message for the client, and write what it takes now. Raises OSError when it is gone."""
-        self.outbox += LOCAL_HEADER.pack(kind, len(body)) + body
+        self.outbox += LOCAL_HEADER.pack(kind, len(body))
+        self.outbox += body
         self.write()
 
     def write(self) -> None:
@@ -1177,14 +1355,14 @@ class Callers:
         elif client:
             self.drop(client)
 
-    def dispatch(self, stream: int, kind: int, body: bytes) -> None:
-        """Act on a frame from the host for one of our streams."""
+    def dispatch(self, stream: int, kind: int, body: bytes | memoryview, cost: int = 0) -> None:
+        """Act on a frame from the host for one of our streams; `cost` is what it took of a window."""
         client = self.streams[stream]
         if kind == CREDIT and len(body) == NUMBER.size:
             client.credit += NUMBER.unpack(body)[0]
             self._attempt(client, lambda: self._pass_on(client))
         elif kind in (DATA_STDOUT, DATA_STDERR):
-            client.ungranted += HEADER.size + len(body) if body else 0
+            client.ungranted += (cost or HEADER.size + len(body)) if body else 0
             self._attempt(client, lambda: client.put(kind, body))
             self._grant(client)
         elif kind == DATA_EXIT_CODE:
@@ -1231,6 +1409,98 @@ class Callers:
         return [one.deadline for one in self.clients.values() if not one.number and not one.has_message()]
 
 
+class Outbox:
+    """What waits for the port: frames, among them at most one whose body is still pages of a pipe.
+
+    Pages are moved into a pipe of our own, from there into the port: nobody else can take them out of that one, so that
+    the length in the header is true.
+    """
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        """`flush` is what writes it."""
+        self.flush = flush
+        self.frames = bytearray()
+        self.moved = 0
+        self.later = bytearray()
+        self.pipe: tuple[int, int] | None = None
+        self.can_move = hasattr(os, "splice")  # from Python 3.10 on
+
+    def __len__(self) -> int:
+        return len(self.frames) + self.moved + len(self.later)
+
+    def put(self, header: bytes, body: bytes | memoryview) -> None:
+        """Queue one frame."""
+        queue = self.later if self.moved else self.frames
+        queue += header
+        queue += body
+
+    def start_with(self, data: bytes) -> None:
+        """Drop everything, and queue `data`."""
+        self.close()
+        self.frames[:] = data
+        self.later.clear()
+
+    def close(self) -> None:
+        """Give back the pipe, with what is in it."""
+        close_all(self.pipe or ())
+        self.pipe, self.moved = None, 0
+
+    def move(self, stream: int, kind: int, fd: int, most: int) -> int:
+        """Queue up to `most` bytes of a pipe as a frame, and return how many, 0 at its end; -1: they must be read.
+
+        Raises BlockingIOError when the pipe is empty, or it is not the time to move more.
+        """
+        if self.moved:
+            self.flush()
+        if self.moved:
+            raise BlockingIOError
+        try:
+            if not self.can_move:
+                return -1
+            if self.pipe is None:
+                self.pipe = os.pipe()
+                enlarge(self.pipe[1])
+            count = os.splice(fd, self.pipe[1], most, flags=os.SPLICE_F_NONBLOCK)  # type: ignore[attr-defined, unused-ignore]
+        except BlockingIOError:
+            raise
+        except OSError:  # no pipe, or no more open files
+            return -1
+        if count:
+            self.frames += HEADER.pack(stream, kind, count)
+            self.moved = count
+        return int(count)
+
+    def write(self, fd: int) -> None:
+        """Write what the port `fd` takes now. Raises OSError, BlockingIOError when that is not all."""
+        self._write_frames(fd)
+        while self.moved:
+            self._write_moved(fd)
+            if not self.moved:
+                self.frames += self.later
+                self.later.clear()
+            self._write_frames(fd)
+
+    def _write_frames(self, fd: int) -> None:
+        done = 0
+        try:
+            with memoryview(self.frames) as view:
+                while done < len(view):
+                    done += os.write(fd, view[done : done + BODY_MAX])
+        finally:
+            del self.frames[:done]
+
+    def _write_moved(self, fd: int) -> None:
+        source = self.pipe[0] if self.pipe else -1
+        try:
+            self.moved -= os.splice(source, fd, self.moved)  # type: ignore[attr-defined, unused-ignore]
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self.can_move = False  # this kind of port takes copies only
+            self.frames += os.read(source, self.moved)
+            self.moved = 0
+
+
 def power_off() -> None:
     """Start the guest's clean shutdown."""
     arguments = ["systemctl", "poweroff"] if os.path.isdir("/run/systemd/system") else ["poweroff"]
@@ -1252,13 +1522,16 @@ class Agent:
     def __init__(self, port: Port, trigger_socket: str = "", database: str = "") -> None:
         self.port = port
         self.database = DatabaseCopy(database)
-        self.calls = Calls(self.send)
+        self.out = Outbox(self.write_port)
+        self.calls = Calls(self.send, self.out)
         self.callers = Callers(trigger_socket, self.send)
         self.parser = Parser()
-        self.out = bytearray()
+        self.inbox = memoryview(bytearray(READ_SIZE))
+        self.pages = [self.inbox[at : at + PAGE] for at in range(0, READ_SIZE, PAGE)]
         self.nonce = b""
         self.is_synced = False
         self.asked_at = 0.0
+        self.looked_at = 0.0
         self.wake_fd, self.wake_write_fd = os.pipe()
         for fd in (self.wake_fd, self.wake_write_fd):
             os.set_blocking(fd, False)
@@ -1272,6 +1545,7 @@ class Agent:
         for number in (signal.SIGCHLD, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
         close_all((self.wake_fd, self.wake_write_fd))
+        self.out.close()
 
     def run(self) -> None:
         """Serve for ever."""
@@ -1295,16 +1569,18 @@ class Agent:
         self.callers.drop_all()
         self.nonce = make_nonce()
         self.is_synced = False
-        self.out[:] = PADDING
+        self.calls.body_max = BODY_MAX
+        self.parser.reset()
+        self.out.start_with(GUEST_PADDING)
         self.ask_sync()
 
     def ask_sync(self) -> None:
         """Send a SYNC-REQUEST. It is repeated until answered: a dying host process may have eaten it."""
-        self.out += MAGIC + b"R" + self.nonce + bytes(8)
+        self.out.put(MAGIC + b"R", self.nonce + bytes(8))
         self.asked_at = time.monotonic()
 
     def _turn(self) -> None:
-        may_read = len(self.out) < OUT_HIGH
+        may_read = len(self.out) < OUT_HIGH and not self.out.moved
         pipes = self.calls.list_waits(may_read)
         callers = self.callers.list_waits(may_read) if self.is_synced else {}
         poll = select.poll()
@@ -1333,10 +1609,10 @@ class Agent:
         times = self.calls.list_deadlines(now) + self.callers.list_deadlines()
         if not self.is_synced and not self.out:
             times.append(self.asked_at + ASK_AGAIN)
-        return max(0.0, min((moment - now for moment in times if moment > now), default=3600.0)) + 0.001
+        return max(0.0, min((moment - now for moment in times if moment > self.looked_at), default=3600.0)) + 0.001
 
     def _look_at_clock(self) -> None:
-        now = time.monotonic()
+        self.looked_at = now = time.monotonic()  # what is due from now on has not been done
         self.calls.look_at_clock(now)
         if self.is_synced:
             self.callers.look_at_clock(now)
@@ -1345,43 +1621,31 @@ class Agent:
 
     def write_port(self) -> None:
         """Write what the port takes now."""
-        done = 0
+        if self.port.fd < 0:
+            return
         try:
-            with memoryview(self.out) as view:
-                while done < len(view) and self.port.fd >= 0:
-                    done += os.write(self.port.fd, view[done : done + BODY_MAX])
+            self.out.write(self.port.fd)
         except BlockingIOError:
             pass
         except OSError as error:
             self.lose_port(str(error))
-        del self.out[:done]
 
     def read_port(self) -> None:
-        """Act on what the host has sent, or on its absence."""
+        """Act on what the host has sent, or on its absence.
+
+        The driver gives a page at a time: as many as there are come with one call, and stay where they are put.
+        """
         try:
-            data = self._gather()
+            count = os.readv(self.port.fd, self.pages)
         except BlockingIOError:
             return
         except OSError as error:
             self.lose_port(str(error))
             return
-        if data:
-            self.receive(data)
+        if count:
+            self.receive(self.inbox[:count])
         else:
             self.wait_for_host()
-
-    def _gather(self) -> bytes:
-        """Return what the host has sent, nothing when it is away. Raises OSError.
-
-        The driver gives a page at a time, and a turn of the loop for each would take longer than its bytes.
-        """
-        parts = [os.read(self.port.fd, BODY_MAX)]
-        count = len(parts[0])
-        with contextlib.suppress(BlockingIOError):
-            while parts[-1] and count < BODY_MAX:
-                parts.append(os.read(self.port.fd, BODY_MAX))
-                count += len(parts[-1])
-        return b"".join(parts)
 
     def lose_port(self, reason: str) -> None:
         """Close a port that is gone; it is opened again when it is there again."""
@@ -1398,17 +1662,29 @@ class Agent:
             self._look_at_clock()
             time.sleep(AWAY_POLL)
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes | memoryview) -> None:
         """Act on bytes from the port. A bad frame starts a new synchronisation, nothing else."""
-        self.parser.buffer += data
+        rest = memoryview(data)
         try:
-            while self.is_synced or self.find_sync():
-                frame = self.parser.next_frame()
-                if frame is None:
-                    return
-                self.dispatch(*frame)
+            while rest:
+                if not self.is_synced:
+                    rest = self.hunt(rest)
+                    continue
+                frame, rest = self.parser.cut(rest)
+                if frame:
+                    self.dispatch(*frame)
         except BadFrame:
             self.desync()
+        self.calls.pass_input()
+
+    def hunt(self, data: memoryview) -> memoryview:
+        """Look for the host's SYNC; return what came after it."""
+        self.parser.buffer += data
+        if not self.find_sync():
+            return data[:0]
+        rest = memoryview(bytes(self.parser.buffer))
+        self.parser.reset()
+        return rest
 
     def find_sync(self) -> bool:
         """Hunt for the host's SYNC; when found, acknowledge it and announce the guest."""
@@ -1416,7 +1692,7 @@ class Agent:
         if host_nonce is None:
             return False
         self.is_synced = True
-        self.out += MAGIC + b"A" + self.nonce + host_nonce
+        self.out.put(MAGIC + b"A", self.nonce + host_nonce)
         self.database.begin()
         self.send(0, HELLO, NUMBER.pack(PROTOCOL_VERSION))
         self.announce()
@@ -1428,7 +1704,7 @@ class Agent:
             "version": VERSION,
             "os": "Linux",
             "qrexec": "1",
-            "gui": "0",
+            "gui": "1" if os.path.exists(GUI) else "0",
             "default-user": find_default_user(),
         }
         for key, value in facts.items():
@@ -1437,11 +1713,19 @@ class Agent:
 
     def send(self, stream: int, kind: int, body: bytes) -> None:
         """Queue one frame for the port."""
-        self.out += HEADER.pack(stream, kind, len(body))
-        self.out += body
+        self.out.put(HEADER.pack(stream, kind, len(body)), body)
 
-    def dispatch(self, stream: int, kind: int, body: bytes) -> None:
-        """Act on one frame from the host. Frames for a stream that has ended are late, not wrong."""
+    def dispatch(self, stream: int, kind: int, body: bytes | memoryview, cost: int = 0) -> None:
+        """Act on a frame from the host, or a piece of data. What is for a stream that has ended is late, not wrong."""
+        if kind not in DATA_TYPES:
+            self.obey(stream, kind, bytes(body))
+        elif stream in self.callers.streams:
+            self.callers.dispatch(stream, kind, body, cost)
+        else:
+            self.calls.dispatch(stream, kind, body, cost)
+
+    def obey(self, stream: int, kind: int, body: bytes) -> None:
+        """Act on a frame that is no data."""
         if kind == POWEROFF:
             with contextlib.suppress(OSError):  # no more processes: the host will pull the plug
                 power_off()
@@ -1451,6 +1735,8 @@ class Agent:
             self.callers.answer(stream, kind, body)
         elif kind in (GUESTDB_WRITE, GUESTDB_REMOVE, GUESTDB_READY):
             self.keep(kind, body)
+        elif kind == HELLO and len(body) == NUMBER.size:
+            self.calls.body_max = BULK_MAX if NUMBER.unpack(body)[0] >= BULK_VERSION else BODY_MAX
         elif stream in self.callers.streams:
             self.callers.dispatch(stream, kind, body)
         else:

@@ -219,6 +219,7 @@ class VchanAgent:
         self.listener: _socket.socket | None = None
         self.links: dict[int, Link] = {}
         self.last_stream = 0
+        self.looked_at = 0.0
         self.unheard = (0, b"")
         """The last exit code of a command that nobody waits for, and its stream."""
         self.wake_fd, self.wake_write_fd = os.pipe()
@@ -473,10 +474,10 @@ class VchanAgent:
         now = time.monotonic()
         times = self.calls.list_deadlines(now) + self.callers.list_deadlines()
         times += [now + RETRY for link in self.links.values() if link.fd < 0]
-        return max(0.0, min((moment - now for moment in times if moment > now), default=3600.0)) + 0.001
+        return max(0.0, min((moment - now for moment in times if moment > self.looked_at), default=3600.0)) + 0.001
 
     def _look_at_clock(self) -> None:
-        now = time.monotonic()
+        self.looked_at = now = time.monotonic()  # what is due from now on has not been done
         self.calls.look_at_clock(now)
         if self.control.version:
             self.callers.look_at_clock(now)

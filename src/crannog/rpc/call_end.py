@@ -11,6 +11,7 @@ from crannog.rpc import frames
 from crannog.rpc.channel import GuestChannel
 
 READ_SIZE = 65536
+BULK_SIZE = 262144
 AGENT_WAIT = 30.0
 """Seconds that a call waits for the agent to get ready."""
 TROUBLE = 125
@@ -59,8 +60,8 @@ class CallEnd:
         self._stream = 0
         self._stdin = bytearray()
         self._has_stdin_ended = self._is_end_due = False
-        self._credit = frames.WINDOW
-        self._ungranted = 0
+        self._credit = self._window = frames.WINDOW
+        self._ungranted = self._granted = 0
         self._open_outputs = set(self.data_kinds)
         connection.setblocking(False)
 
@@ -100,7 +101,7 @@ class CallEnd:
             self.is_closed = True
             self.connection.close()
             self._channel.close_call(self._stream)
-            self._stream = 0
+            self._end_stream()
             self._is_due = False
             self.deadline = None
 
@@ -119,7 +120,7 @@ class CallEnd:
     # -- the connection
 
     def _send(self) -> None:
-        with memoryview(self._out) as view, view[: 4 * READ_SIZE] as part:
+        with memoryview(self._out) as view, view[:BULK_SIZE] as part:
             count = self.connection.send(part)
         del self._out[:count]
         if self._is_ending and not self._out:
@@ -128,7 +129,7 @@ class CallEnd:
             self._give_credit()
 
     def _read(self) -> None:
-        data = self.connection.recv(READ_SIZE)
+        data = self.connection.recv(BULK_SIZE)
         if not data:
             self.close()
             return
@@ -145,6 +146,7 @@ class CallEnd:
 
     def _start(self) -> None:
         self._is_due, self.deadline = False, None
+        self._channel = self._channel.current
         if len(self._channel.calls) >= frames.STREAMS_MAX:
             self.fail(f"the VM '{self._channel.vm}' runs {frames.STREAMS_MAX} commands already")
         elif self._command_line is not None:
@@ -165,9 +167,24 @@ class CallEnd:
 
     def _give_credit(self) -> None:
         grant = self._ungranted - len(self._out)
-        if grant >= frames.GRANT_MIN:
+        if grant >= (frames.GRANT_MIN if self._window == frames.WINDOW else frames.WIDE_GRANT):
             self._ungranted -= grant
-            self._channel.send(self._stream, frames.CREDIT, frames.NUMBER.pack(grant))
+            self._granted += grant
+            self._channel.send(self._stream, frames.CREDIT, frames.NUMBER.pack(grant + self._widen()))
+
+    def _widen(self) -> int:
+        """Return by how much the window gets wider: once, for much output, while few streams have that."""
+        if self._window > frames.WINDOW or self._granted < frames.WIDE_AFTER or not self._channel.may_widen:
+            return 0
+        self._channel.wide_count += 1
+        self._window = frames.WIDE_WINDOW
+        return self._window - frames.WINDOW
+
+    def _end_stream(self) -> None:
+        self._stream = 0
+        if self._window > frames.WINDOW:
+            self._channel.wide_count -= 1
+            self._window = frames.WINDOW
 
     def deliver(self, kind: int, untrusted_body: bytes) -> None:
         """Pass on the command's output. Raises ProtocolError when the guest sends more than it may."""
@@ -175,16 +192,19 @@ class CallEnd:
             return
         if untrusted_body:
             self._ungranted += frames.HEADER.size + len(untrusted_body)
-            if self._ungranted > frames.WINDOW:
+            if self._ungranted > self._window:
                 raise ProtocolError("it sent more than the window of the stream allows")
         else:
             self._open_outputs.discard(kind)
-        for at in range(0, len(untrusted_body) or 1, self.chunk_max):
-            self._out += frames.encode_message(kind, untrusted_body[at : at + self.chunk_max])
+        view = memoryview(untrusted_body)
+        for at in range(0, len(view) or 1, self.chunk_max):
+            part = view[at : at + self.chunk_max]
+            self._out += frames.LOCAL_HEADER.pack(kind, len(part))
+            self._out += part
 
     def add_credit(self, untrusted_count: int) -> None:
-        """Note that the guest takes more input; never more than one window."""
-        self._credit = min(frames.WINDOW, self._credit + untrusted_count)
+        """Note that the guest takes more input; never more than one window, which may be a wide one."""
+        self._credit = min(frames.WIDE_WINDOW, self._credit + untrusted_count)
 
     def end(self, untrusted_exit_code: int) -> None:
         """Send the exit code, and close the connection once all has been sent."""
@@ -193,7 +213,7 @@ class CallEnd:
         self._open_outputs.clear()
         code = untrusted_exit_code & self.exit_mask
         self._out += frames.encode_message(frames.DATA_EXIT_CODE, frames.NUMBER.pack(code))
-        self._stream = 0
+        self._end_stream()
         self._is_ending = True
 
     def fail(self, sentence: str) -> None:

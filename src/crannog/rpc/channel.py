@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from crannog.core.announcement import AgentState, AgentStatus, parse_announcement
+from crannog.core.announcement import AgentState, AgentStatus, QemuAgent, parse_announcement
 from crannog.errors import ProtocolError
 from crannog.rpc import frames
 from crannog.rpc.frames import Frame, FrameParser, Marker
@@ -52,27 +52,53 @@ class GuestChannel:
         self.status = AgentStatus()
         self.on_status: Callable[[AgentStatus], None] = lambda _: None
         self.on_trigger: Callable[[Trigger], None] = lambda trigger: self.refuse(trigger.ident)
+        self.on_break: Callable[[], None] = lambda: None
+        """Called when the agent is lost: what it asked for and has not got it does not wait for any more."""
         self.calls: dict[int, Call] = {}
+        self._fallback: GuestChannel | None = None
         self._log = log
         self._parser = FrameParser()
         self._last_stream = 0
         self._guest_nonce = b""
         self._host_nonce = b""
+        self._version = 0
+        self.wide_count = 0
+        """Streams whose output has a wide window."""
         self.tree = GuestTree(self.send, log)
 
     @property
     def is_ready(self) -> bool:
         """Whether the agent takes commands."""
-        return self.status.agent is AgentState.READY
+        return self.status.agent is AgentState.READY or self._fallback is not None
+
+    @property
+    def current(self) -> "GuestChannel":
+        """Where a call goes now: here, or to what stands in while the agent does not answer."""
+        if self._fallback is None or self.status.agent is AgentState.READY:
+            return self
+        return self._fallback
+
+    def stand_in(self, fallback: "GuestChannel | None", facts: QemuAgent | None = None) -> None:
+        """Have new calls go to `fallback` while the agent does not answer; None ends that."""
+        self._fallback = fallback
+        if self.status.agent is not AgentState.READY:
+            state = AgentState.FALLBACK if fallback else AgentState.WAITING
+            self._set_status(AgentStatus(state, None, facts))
 
     @property
     def has_room(self) -> bool:
         """Whether callers' data may be added to `out`."""
         return len(self.out) < OUT_HIGH
 
+    @property
+    def may_widen(self) -> bool:
+        """Whether one more stream may have a wide window."""
+        return self._version >= frames.BULK_VERSION and self.wide_count < frames.WIDE_STREAMS
+
     def send(self, stream: int, kind: int, body: bytes = b"") -> None:
         """Queue one frame for the guest."""
-        self.out += frames.encode_frame(stream, kind, body)
+        self.out += frames.HEADER.pack(stream, kind, len(body))
+        self.out += body
 
     def open_call(self, call: Call, command_line: bytes) -> int:
         """Start a command (`USER:COMMAND`, without NUL) and return its stream. The agent must be ready."""
@@ -106,6 +132,8 @@ class GuestChannel:
 
     def power_off(self) -> bool:
         """Ask the guest to shut down; return whether there is an agent to ask."""
+        if self.current is not self:
+            return self.current.power_off()
         if self.is_ready:
             self.send(0, frames.POWEROFF)
         return self.is_ready
@@ -142,10 +170,12 @@ class GuestChannel:
         """Break off everything, and make the agent ask for a new synchronisation."""
         self._log(f"lost step with the agent: {reason}")
         self._parser.is_hunting = True
+        self._version, self._parser.data_max = 0, frames.BODY_MAX
         self._guest_nonce = self._host_nonce = b""
         self.tree.end()
         self.out[:] = frames.PADDING
         self.fail_calls(f"the agent of the VM '{self.vm}' was restarted or broke off; run the command again")
+        self.on_break()
         self._set_status(AgentStatus())
 
     def _answer(self, marker: Marker) -> None:
@@ -184,6 +214,7 @@ class GuestChannel:
             version = frames.NUMBER.unpack(frame.body)[0]
             if version < frames.OLDEST_VERSION:
                 raise ProtocolError("the agent speaks a version of the protocol that is too old")
+            self._greet(version)
             self.tree.begin(version)
             self._set_status(AgentStatus(AgentState.READY, self.status.announced))
         elif frame.type in (frames.GUESTDB_WRITE, frames.GUESTDB_REMOVE):
@@ -192,6 +223,12 @@ class GuestChannel:
             self._take_announcement()
         elif frame.type == frames.TRIGGER_SERVICE4:
             self._take_trigger(frame.body)
+
+    def _greet(self, version: int) -> None:
+        """Tell an agent that can use it what we speak; once, as thousands of HELLOs must not fill our memory."""
+        if version >= frames.BULK_VERSION and not self._version:
+            self._version, self._parser.data_max = version, frames.BULK_MAX
+            self.send(0, frames.HELLO, frames.NUMBER.pack(frames.PROTOCOL_VERSION))
 
     def _take_trigger(self, untrusted_body: bytes) -> None:
         try:
@@ -210,7 +247,7 @@ class GuestChannel:
         except ProtocolError as error:
             self._log(f"refused the announcement, nothing is changed: {error}")
         else:
-            self._set_status(AgentStatus(self.status.agent, announced))
+            self._set_status(self.status._replace(announced=announced))
 
     def _set_status(self, status: AgentStatus) -> None:
         if status != self.status:

@@ -11,24 +11,42 @@ from crannog.errors import InUseError, RpcError
 
 CONNECT_PAUSE = 0.01
 LOG_LINES_MAX = 500
+COMPLAINTS_MAX = 2**20
+"""Bytes of the log of what services complain of."""
+LOG_LINE_MAX = 300
+"""Longest sentence of the log, in characters: names of services may have 65,000."""
 SHORT, STEP = 0.002, 0.0002
 """Waits shorter than the first, in seconds, are made of such steps, as poll(2) counts in milliseconds."""
 
 
 def make_log(vm: str) -> Callable[[str], None]:
-    """Return a function that logs a line to stderr. A guest cannot cause more than LOG_LINES_MAX of them."""
+    """Return a function that logs a line to stderr. A guest cannot cause more than LOG_LINES_MAX, or long ones."""
     count = 0
 
     def log(sentence: str) -> None:
         nonlocal count
         count += 1
         if count <= LOG_LINES_MAX:
-            sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {vm}: {sentence}\n")
+            sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {vm}: {sentence[:LOG_LINE_MAX]}\n")
         if count == LOG_LINES_MAX:
             sys.stderr.write(f"{vm}: further lines are left out\n")
         sys.stderr.flush()
 
     return log
+
+
+def keep_complaints(path: str, text: bytes) -> None:
+    """Add to a log what services of this host complain of, while there is room in it."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        os.write(fd, text[: max(0, COMPLAINTS_MAX - os.fstat(fd).st_size)])
+    except OSError:
+        return
+    finally:
+        os.close(fd)
 
 
 def listen(path: str) -> socket.socket:

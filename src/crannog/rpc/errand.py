@@ -17,6 +17,7 @@ from crannog.client.connection import Client
 from crannog.client.rpc import is_served, run_command
 from crannog.config import Paths
 from crannog.errors import CrannogError, NotFoundError, RpcError, VMNotHaltedError
+from crannog.rpc.errand_start import keep_errors
 from crannog.rpc.guest_calls import REFUSED
 from crannog.rpc.service_config import ServiceConfig, read_config
 from crannog.rpc.services import FOLDERS, Caller, Kind, Service, find_service
@@ -30,8 +31,6 @@ POLICY_PATIENCE = 300.0
 """Seconds for a decision: somebody may have to be asked."""
 SERVED_PATIENCE = 10.0
 """Seconds in which the RPC process of a VM that has just been started must be there."""
-ERRORS_MAX = 2**20
-"""Bytes of the log of what services complain of, after which nothing is added to it."""
 OWN_SERVICES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "host_services")
 _MISC = frozenset(
     {"qubes.NotifyTools", "qubes.NotifyUpdates", "qubes.FeaturesRequest", "policy.EvalSimple", "policy.EvalGUI"}
@@ -126,25 +125,13 @@ class GuestErrand:
             raise
         if service.kind is Kind.SOCKET:
             return pass_to_socket(service.path, caller, config, tell)
+        keep_errors()  # they may name files of this host
         tell()
-        self._redirect_errors()
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # which Python ignores, and a program would inherit
         try:
             os.execve(service.path, caller.arguments(service.path), caller.environment(dict(os.environ)))  # noqa: S606
         except OSError as error:
             raise RpcError(f"{service.path} cannot be run: {error.strerror}") from error
-
-    def _redirect_errors(self) -> None:
-        """Have what a service complains of stay on this host, in a log that is bounded: it may name files of it."""
-        path = self._paths.services_log
-        try:
-            is_full = os.path.exists(path) and os.stat(path).st_size > ERRORS_MAX
-            errors = os.open(
-                os.devnull if is_full else path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-        except OSError:
-            errors = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(errors, 2)
 
     def _prepare(self, caller: Caller) -> tuple[Service, ServiceConfig]:
         """Return the service and its configuration, once it may begin."""

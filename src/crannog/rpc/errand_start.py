@@ -3,8 +3,9 @@
 import fcntl
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from crannog.errors import CrannogError, RpcError
@@ -14,26 +15,34 @@ TROUBLE = 125
 _VERDICT, LOG_FD = 3, 4
 _ABOVE = 100
 """Numbers of files that nobody wants for a stream."""
+LOG_MAX = 2**20
+"""Bytes of a log after which calls add nothing to it: a guest can make as many as it likes, one after the other."""
+LOG_LINE_MAX = 300
+SERVED, KEEPS_ERRORS = b"+", b"h"
+"""What a child says on its pipe `verdict`: the service is there; before that, its stderr is for this host alone."""
 
 Run = Callable[[Callable[[], None], Callable[[str], None]], int]
 """What a child does: it is given how it tells that the service is there, and how it logs; it returns its exit code."""
 
 
 def start_errand(run: Run, log_fd: int = 2) -> Errand:
-    """Fork a child that does `run`. One byte on its pipe `verdict` says that the service is there.
+    """Fork a child that does `run`. Bytes on its pipe `verdict` say that the service is there (SERVED), and how.
 
     `log_fd` is the file that it logs to. Raises OSError when there can be no process.
     """
     pipes = [os.pipe() for _ in range(4)]
     (stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr), (our_verdict, verdict) = pipes
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the child has a handler of its own
     try:
         pid = os.fork()
+        if pid == 0:
+            _be_child(run, (stdin, stdout, stderr, verdict, log_fd), mask)
     except OSError:
         for fd in [fd for pipe in pipes for fd in pipe]:
             os.close(fd)
         raise
-    if pid == 0:
-        _be_child(run, (stdin, stdout, stderr, verdict, log_fd))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for fd in (stdin, stdout, stderr, verdict):
         os.close(fd)
     return Errand(pid, os.pidfd_open(pid), our_stdin, our_stdout, our_stderr, our_verdict)
@@ -65,10 +74,12 @@ def spawn_program(path: str, arguments: list[str], environment: dict[str, str]) 
     return Errand(pid, os.pidfd_open(pid), our_stdin, our_stdout, our_stderr, -1)
 
 
-def _be_child(run: Run, streams: tuple[int, int, int, int, int]) -> None:
+def _be_child(run: Run, streams: tuple[int, int, int, int, int], mask: Iterable[int]) -> None:
     """Do the errand. Never returns; nothing of the RPC process but these five files is open here."""
     code = TROUBLE
     try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TROUBLE))  # its parent's does not end it
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.setsid()
         # High first: among the numbers that are wanted, some may be in use for another stream.
         high = [_dup_above(fd) for fd in streams]
@@ -89,9 +100,17 @@ def _dup_above(fd: int) -> int:
 
 
 def _tell() -> None:
-    os.write(_VERDICT, b"+")
+    os.write(_VERDICT, SERVED)
+
+
+def keep_errors() -> None:
+    """Have what comes on this child's stderr stay on this host; to be said before the service is told to be there."""
+    os.write(_VERDICT, KEEPS_ERRORS)
 
 
 def _log(sentence: str) -> None:
+    """Write a line to the log, while there is room; a pipe or terminal has no size, and its reader sees to that."""
     with suppress(OSError):
-        os.write(LOG_FD, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {sentence}\n".encode(errors="replace"))
+        if os.fstat(LOG_FD).st_size < LOG_MAX:
+            line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {sentence[:LOG_LINE_MAX]}\n"
+            os.write(LOG_FD, line.encode(errors="replace"))

@@ -1,10 +1,10 @@
 """The wire format between the RPC process of a VM, its guest agent, and local clients. Pure: no I/O.
 
 The channel (both ways, all integers little-endian)
-    frame = u32 stream, u32 type, u32 length, then a body of at most BODY_MAX bytes. The first six types have
-    qrexec's numbers and meaning (qrexec protocol, "Message types"); DATA_* with an empty body is the end of
-    that stream of data. A call is one stream: the host picks its number and sends EXEC_CMDLINE `USER:COMMAND`
-    NUL (USER may be DEFAULT); the guest ends it with DATA_EXIT_CODE; CLOSE from the host means that the
+    frame = u32 stream, u32 type, u32 length, then a body of at most BODY_MAX bytes (but see "Bulk data"). The
+    first six types have qrexec's numbers and meaning (qrexec protocol, "Message types"); DATA_* with an empty body
+    is the end of that stream of data. A call is one stream: the host picks its number and sends EXEC_CMDLINE
+    `USER:COMMAND` NUL (USER may be DEFAULT); the guest ends it with DATA_EXIT_CODE; CLOSE from the host means that the
     caller is gone. Frames for a stream that has ended are late, and ignored. Stream 0 carries HELLO (u32
     version, the guest's first frame), GUESTDB_WRITE (`path` NUL `value`), GUESTDB_REMOVE (`path`; with a slash
     at its end all below), both ways, GUESTDB_READY (empty, from the host: all entries were told), TRIGGER (a
@@ -21,6 +21,12 @@ Flow control
     Each stream and direction has a window of WINDOW bytes. Every data frame with a body takes HEADER.size +
     its length from it; the receiver gives back with CREDIT (u32) what it has passed on. So one stuck stream
     never stops the others, and what a peer can make this side hold is bounded, with tiny frames too.
+
+Bulk data (version 4 of HELLO)
+    The host answers such a HELLO with its own, once for each synchronisation. From then on data of the guest may
+    come in frames of up to BULK_MAX bytes. A receiver that has passed on WIDE_AFTER bytes of a stream may give more
+    credit than it has taken, once, so that the window is WIDE_WINDOW: at most WIDE_STREAMS streams of a VM each way
+    at a time. A frame of one stream waits for what others have sent before it, which is at most their windows.
 
 Synchronisation
     Either end may be killed in the middle of a frame, while the port's queues hold old bytes. So no end
@@ -75,6 +81,7 @@ CHANNEL_TYPES = frozenset(
     | {SERVICE_CONNECT, SERVICE_REFUSED, TRIGGER_SERVICE4}
     | {GUESTDB_REMOVE, GUESTDB_READY}
 )
+DATA_TYPES = frozenset({DATA_STDIN, DATA_STDOUT, DATA_STDERR})
 LOCAL_TYPES = frozenset(
     {DATA_STDIN, EXEC_CMDLINE, HELLO, STATUS_FOLLOW, POWEROFF, DOMAIN_NUMBER}
     | {GUESTDB_WRITE, GUESTDB_REMOVE, GUESTDB_LIST}
@@ -89,11 +96,18 @@ NUMBER = struct.Struct("<I")
 TRIGGER_PARAMS = struct.Struct("<64s64s32s")
 EXEC_PARAMS = bytes(8)
 BODY_MAX = 65536
-PROTOCOL_VERSION = 3
+BULK_MAX = 262144
+PROTOCOL_VERSION = 4
+BULK_VERSION = 4
 OLDEST_VERSION = 1
 LOCAL_VERSION = 3
 
 WINDOW = 262144
+WIDE_WINDOW = 2097152
+WIDE_GRANT = 524288
+WIDE_AFTER = 524288
+"""Bytes after which a stream may get the wide window."""
+WIDE_STREAMS = 8
 GRANT_MIN = 65536
 """Credit is given back in steps of at least this many bytes."""
 CREDIT_MIN = 4096 + HEADER.size
@@ -104,7 +118,8 @@ MAGIC = b"\xffcrannog-sync\xff\xfe"
 NONCE_SIZE = 8
 MARKER_SIZE = len(MAGIC) + 1 + 2 * NONCE_SIZE
 PADDING = bytes(BODY_MAX + 2 * HEADER.size)
-"""Longer than the rest of any frame (at most HEADER.size - 1 + BODY_MAX) plus one whole header of zeros."""
+"""Longer than the rest of any frame of this side (at most HEADER.size - 1 + BODY_MAX) plus a whole header of zeros."""
+GUEST_PADDING = bytes(BULK_MAX + 2 * HEADER.size)
 REQUEST, SYNC, ACKNOWLEDGE = b"R", b"S", b"A"
 
 
@@ -146,11 +161,12 @@ def encode_marker(marker: Marker) -> bytes:
     return MAGIC + marker.kind + marker.guest_nonce + marker.host_nonce
 
 
-def _check_header(kind: int, length: int, types: frozenset[int]) -> None:
+def _check_header(kind: int, length: int, types: frozenset[int], data_max: int = BODY_MAX) -> None:
     if kind not in types:
         raise ProtocolError(f"the peer sent a frame of the unknown type {kind:#x}")
-    if length > BODY_MAX:
-        raise ProtocolError(f"the peer sent a frame of {length} bytes; {BODY_MAX} are allowed")
+    most = data_max if kind in DATA_TYPES else BODY_MAX
+    if length > most:
+        raise ProtocolError(f"the peer sent a frame of {length} bytes; {most} are allowed")
     if FIXED_SIZES.get(kind, length) != length:
         raise ProtocolError(f"the peer sent a frame of type {kind:#x} with {length} bytes")
 
@@ -164,6 +180,7 @@ class FrameParser:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self.is_hunting = True
+        self.data_max = BODY_MAX
 
     def feed(self, untrusted_data: bytes) -> None:
         """Add bytes from the channel; the caller then takes all items, before it feeds again."""
@@ -178,7 +195,7 @@ class FrameParser:
             return None
         stream, kind, length = HEADER.unpack_from(self._buffer)
         try:
-            _check_header(kind, length, CHANNEL_TYPES)
+            _check_header(kind, length, CHANNEL_TYPES, self.data_max)
         except ProtocolError:
             self.is_hunting = True
             raise
@@ -230,6 +247,6 @@ class MessageParser:
             end = LOCAL_HEADER.size + length
             if len(self._buffer) < end:
                 return
-            body = bytes(self._buffer[LOCAL_HEADER.size : end])
+            body = bytes(memoryview(self._buffer)[LOCAL_HEADER.size : end])
             del self._buffer[:end]
             yield Message(kind, body)

@@ -25,7 +25,8 @@ REFUSED = 126
 class Errand:
     """A child process: the ends of its pipes that are ours, and what its end is noticed by (pidfd_open(2)).
 
-    `verdict` gives one byte when the service is there; its end without a byte is a refusal. -1 is what is closed.
+    `verdict` gives `+` when the service is there, and `h` before that when its stderr is for this host alone; its end
+    without `+` is a refusal. -1 is what is closed.
     """
 
     def __init__(self, pid: int, pidfd: int, stdin: int, stdout: int, stderr: int, verdict: int) -> None:
@@ -54,10 +55,13 @@ class GuestCall:
 
     data_kinds = frozenset({frames.DATA_STDIN})
 
-    def __init__(self, channel: GuestChannel, trigger: Trigger, errand: Errand) -> None:
+    def __init__(self, channel: GuestChannel, ident: bytes, errand: Errand, keep: Callable[[bytes], None]) -> None:
+        """`keep` takes what a service of this host complains of."""
         self.stage = Stage.ASKED
         self._channel = channel
-        self._trigger = trigger
+        self._ident = ident
+        self._keep = keep
+        self._keeps_errors = False
         self._errand = errand
         self._stream = 0
         self._input = bytearray()
@@ -108,8 +112,12 @@ class GuestCall:
             yield errand.pidfd, select.POLLIN
         if errand.stdin >= 0 and (self._input or self._has_input_ended):
             yield errand.stdin, select.POLLOUT
-        if self.stage is Stage.CONNECTED and self._credit >= frames.CREDIT_MIN and self._channel.has_room:
-            yield from ((fd, select.POLLIN) for fd in (errand.stdout, errand.stderr) if fd >= 0)
+        if self.stage is not Stage.CONNECTED:
+            return
+        outputs = [errand.stderr] if self._keeps_errors else []
+        if self._credit >= frames.CREDIT_MIN and self._channel.has_room:
+            outputs = [errand.stdout, errand.stderr]
+        yield from ((fd, select.POLLIN) for fd in outputs if fd >= 0)
 
     def serve(self, fd: int) -> None:
         """Act on what poll has found out about one of them."""
@@ -123,19 +131,24 @@ class GuestCall:
         elif fd == errand.stdout:
             self._read("stdout", frames.DATA_STDOUT)
         elif fd == errand.stderr:
-            self._read("stderr", frames.DATA_STDERR)
+            self._read_errors()
         self._finish_if_over()
 
     def _take_verdict(self) -> None:
-        is_allowed = False
+        said = b""
         with contextlib.suppress(BlockingIOError):
-            is_allowed = bool(os.read(self._errand.verdict, 1))
+            said = os.read(self._errand.verdict, 2)
+        self._keeps_errors |= b"h" in said
+        if said == b"h" and self._exit_code is None:
+            return  # the rest is about to come
         self._close_fd("verdict")
-        if is_allowed:
+        if b"+" in said:
             self.stage = Stage.CONNECTED
-            self._stream = self._channel.connect(self._trigger.ident, self)
+            self._stream = self._channel.connect(self._ident, self)
+            if self._keeps_errors:
+                self._channel.send(self._stream, frames.DATA_STDERR)
         else:
-            self._channel.refuse(self._trigger.ident)
+            self._channel.refuse(self._ident)
             self.close()
 
     def _take_end(self) -> None:
@@ -187,11 +200,34 @@ class GuestCall:
             self._close_fd(name)
         self._channel.send(self._stream, kind, data)
 
+    def _read_errors(self) -> None:
+        if self._keeps_errors:
+            self._keep_errors()
+        else:
+            self._read("stderr", frames.DATA_STDERR)
+
+    def _keep_errors(self) -> None:
+        """Keep what the service complains of; none of it is the guest's business."""
+        data = b""
+        try:
+            data = os.read(self._errand.stderr, frames.BODY_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        if data:
+            self._keep(data)
+        else:
+            self._close_fd("stderr")
+
     def _finish_if_over(self) -> None:
         """Send the exit code once the process has ended and all of its output is sent."""
         if self._exit_code is None:
             return
         if self.stage is Stage.CONNECTED:
+            if self._keeps_errors and self._errand.stderr >= 0:
+                self._keep_errors()  # all that was said before the end: a pipe holds no more than one read takes
+                self._close_fd("stderr")
             for name, kind in (("stdout", frames.DATA_STDOUT), ("stderr", frames.DATA_STDERR)):
                 if getattr(self._errand, name) >= 0 and not self._has_more(name):
                     self._close_fd(name)
@@ -234,14 +270,22 @@ class GuestCall:
 class GuestCalls:
     """All calls of one guest."""
 
-    def __init__(self, channel: GuestChannel, run: Callable[[Trigger], Errand], log: Callable[[str], None]) -> None:
-        """`run` starts the process of a call; raises OSError when there can be none."""
+    def __init__(
+        self,
+        channel: GuestChannel,
+        run: Callable[[Trigger], Errand],
+        log: Callable[[str], None],
+        keep: Callable[[bytes], None] = lambda _complaints: None,
+    ) -> None:
+        """`run` starts the process of a call; raises OSError when there can be none. For `keep` see GuestCall."""
         self._channel = channel
+        self._keep = keep
         self._run = run
         self._log = log
         self._calls: list[GuestCall] = []
         self._allowance = Allowance()
         channel.on_trigger = self.begin
+        channel.on_break = self._drop_asked
 
     def begin(self, trigger: Trigger) -> None:
         """Start a call; one too many is refused."""
@@ -250,10 +294,16 @@ class GuestCalls:
             self._channel.refuse(trigger.ident)
             return
         try:
-            self._calls.append(GuestCall(self._channel, trigger, self._run(trigger)))
+            self._calls.append(GuestCall(self._channel, trigger.ident, self._run(trigger), self._keep))
         except OSError as error:
             self._log(f"refused a call of {trigger.service}: no process can be started for it ({error.strerror})")
             self._channel.refuse(trigger.ident)
+
+    def _drop_asked(self) -> None:
+        """End the calls that nobody has decided about: the next agent may use their idents for others."""
+        for call in self._calls:
+            if call.stage is Stage.ASKED:
+                call.close()
 
     def wants(self) -> Iterator[tuple[int, int, GuestCall]]:
         """Give the file descriptors to wait for, with their poll events and their calls."""

@@ -30,9 +30,12 @@ class GuestTree:
         self.db.watch("/", self._pass_on)
 
     def begin(self, version: int) -> None:
-        """Tell an agent that has just come all that there is, if it can keep it."""
-        self._is_told = version >= TOLD_VERSION
-        if self._is_told:
+        """Tell an agent that has just come all that there is, if it can keep it.
+
+        Once, until `end`: else thousands of short HELLOs would be answered with all of it each, and fill our memory.
+        """
+        if version >= TOLD_VERSION and not self._is_told:
+            self._is_told = True
             for path, value in self.db.list():
                 self._send(0, frames.GUESTDB_WRITE, _encode(path, value))
             self._send(0, frames.GUESTDB_READY, b"")

@@ -8,9 +8,14 @@ from crannog.core.announcement import AgentStatus
 from crannog.core.guestdb import check_path
 from crannog.errors import ProtocolError
 from crannog.rpc import frames
+from crannog.rpc.allowance import Allowance
 from crannog.rpc.call_end import AGENT_WAIT, READ_SIZE, CallEnd, Item
 from crannog.rpc.channel import GuestChannel
 from crannog.rpc.frames import MessageParser
+
+STATUS_RATE, STATUS_BURST = 1.0, 20
+"""Changes of the status that a follower is told a second, after so many at once. A guest can make thousands; the daemon
+saves what is new, for each VM."""
 
 DomainListener = Callable[[int], None]
 """Called with the number that the hypervisor gave the VM's domain."""
@@ -32,13 +37,26 @@ class LocalClient(CallEnd):
         self._out += frames.encode_message(frames.HELLO, frames.NUMBER.pack(frames.LOCAL_VERSION))
         self._take = self._take_hello
         self._is_follower = False
+        self._changes = Allowance(STATUS_RATE, STATUS_BURST)
 
     def show_status(self, status: AgentStatus) -> None:
-        """Tell a follower the new status; one that does not read is dropped."""
-        if self._is_follower and len(self._out) < READ_SIZE:
-            self._out += frames.encode_message(frames.STATUS_FOLLOW, status.encode())
-        elif self._is_follower:
+        """Tell a follower the new status, or a little later what it is then; one that does not read is dropped."""
+        if not self._is_follower or self.is_closed:
+            return
+        if len(self._out) >= READ_SIZE:
             self.close()
+        elif self._changes.take():
+            self._out += frames.encode_message(frames.STATUS_FOLLOW, status.encode())
+        elif self.deadline is None:
+            self.deadline = time.monotonic() + 1 / STATUS_RATE
+
+    def advance(self, now: float) -> None:
+        """Do what has become possible; tell a follower what could not be told at once."""
+        if not self._is_follower or self._command_line is not None:
+            super().advance(now)
+        elif self.deadline is not None and now >= self.deadline:
+            self.deadline = None
+            self.show_status(self._channel.status)
 
     def _take_hello(self, message: Item) -> None:
         if message.type != frames.HELLO or frames.NUMBER.unpack(message.body)[0] < frames.LOCAL_VERSION:

@@ -50,7 +50,7 @@ class QrexecCall(CallEnd):
     def _start(self) -> None:
         if self._kind == qm.JUST_EXEC and len(self._channel.calls) < frames.STREAMS_MAX:
             self._is_due, self.deadline = False, None
-            JustExec.start(self._channel, self._wanted)
+            JustExec.start(self._channel.current, self._wanted)
             self._open_outputs.clear()  # nothing but the exit code is sent
             self.end(0)
         else:
