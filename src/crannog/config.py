@@ -93,6 +93,18 @@ class Paths:
         """Return the socket at which QEMU serves the agent's channel of the VM with that UUID."""
         return f"{self.run}/channel-{uuid[:8]}.sock"
 
+    def screen_socket(self, uuid: str) -> str:
+        """Return the socket at which QEMU serves the screen (VNC) of the VM with that UUID."""
+        return f"{self.run}/screen-{uuid[:8]}.sock"
+
+    def display_socket(self, kind: str, uuid: str) -> str:
+        """Return the socket on which the process of a display, `screen` or `agent`, says how it is."""
+        return f"{self.run}/show-{kind}-{uuid[:8]}.sock"
+
+    def display_log(self, vm: str) -> str:
+        """Return the log of the processes that show the VM."""
+        return f"{self.logs}/display-{vm}.log"
+
     @property
     def autostart_mark(self) -> str:
         """The file that keeps which boot of the host the VMs were started after."""

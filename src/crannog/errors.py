@@ -41,6 +41,7 @@ The tree::
     |- DeniedError                 13   the caller may not do that
     |- OfflineError                14   needs the hypervisor or the daemon
     |- NotYetError                 15   this version of Crannog cannot do that
+    |- DisplayError                16   a VM cannot be shown
     `- RpcError                   125   the guest agent could not run the command (qrexec's own code)
 
 Each message is one sentence that names the thing, the cause and, where there is one, the next step.
@@ -294,6 +295,12 @@ class NotYetError(CrannogError):
     wire_name = "QubesNotImplementedError"
 
 
+class DisplayError(CrannogError):
+    """A VM cannot be shown: no desktop, or no program that shows it."""
+
+    exit_code = 16
+
+
 class RpcError(CrannogError):
     """The guest's agent cannot be reached or broke off."""
 
@@ -317,6 +324,7 @@ EXIT_CODES = {
     13: "not permitted",
     14: "needs the hypervisor or the daemon",
     15: "this version of Crannog cannot do that",
+    16: "a VM cannot be shown",
     125: "qvm-run: the agent could not run the command",
     130: "interrupted by the user",
     141: "the reader of the output has gone",

@@ -1,6 +1,6 @@
 """What the methods ask of who answers them: crannogd, or a tool in offline mode (design.md, B7)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from crannog.core.domain import DomainUsage, HostCapabilities
@@ -58,6 +58,9 @@ class Power(Protocol):
 
     async def screenshot(self, vm: LocalVM) -> bytes:
         """Return the picture of a running VM's emulated screen."""
+
+    async def show(self, vm: LocalVM, environment: Mapping[str, str]) -> None:
+        """Open the displays of a running VM that the user closed; on the X display that `environment` names, if any."""
 
     async def announce(self, vm: LocalVM) -> None:
         """Take over what the tools in a VM say they are (design.md, B13)."""

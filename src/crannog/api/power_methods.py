@@ -114,6 +114,22 @@ async def screenshot(call: Call) -> bytes:
     return await call.backend.power.screenshot(call.local_vm)
 
 
+@method("crannog.vm.Show", ANY, payload=Presence.OPTIONAL, access=EXECUTE)
+async def show(call: Call) -> None:
+    """Open the displays of a running VM that the user closed.
+
+    From dom0 the payload may name the X display on which VMs are shown from now on: lines `DISPLAY=...` and
+    `XAUTHORITY=...`.
+    """
+    if call.payload and call.source.klass != "AdminVM":
+        raise ProtocolError("only dom0 says on which display VMs are shown")
+    pairs = [line.partition("=") for line in call.payload.decode("ascii", "replace").splitlines()]
+    environment = {name: value for name, _, value in pairs}
+    if not environment.keys() <= {"DISPLAY", "XAUTHORITY"}:
+        raise ProtocolError("unexpected payload")
+    await call.backend.power.show(call.local_vm, environment)
+
+
 @method("admin.vm.Console", ANY, access=Access.WRITE)
 async def console(call: Call) -> str:
     """Return the path of the terminal on this host at which the console of a running VM is."""

@@ -1,38 +1,20 @@
-"""crannog screenshot, crannog daemon."""
+"""crannog daemon."""
 
 import os
 import signal
 import time
 
 from crannog.cli.options import Command, Operand, Values
-from crannog.cli.tool import refuse_host, run, say
-from crannog.client.connection import Client
+from crannog.cli.tool import run, say
 from crannog.config import Paths
 from crannog.errors import DaemonError, UsageError
 
-SCREENSHOT = Command(
-    "crannog screenshot",
-    "Save the picture of a VM's emulated screen.",
-    Operand("vm", "VM", "the running VM"),
-    Operand("file", "FILE", "where to save it; QEMU gives a PPM or PNG image"),
-    examples="  crannog screenshot other-os screen.ppm",
-)
 DAEMON = Command(
     "crannog daemon",
     "Show whether crannogd runs, or stop it. VMs go on running without it.",
     Operand("action", "status|stop", "what to do"),
 )
 STOP_TIMEOUT = 15
-
-
-def _screenshot(options: Values) -> None:
-    refuse_host(options.vm)
-    picture = Client().call("crannog.vm.Screenshot", options.vm)
-    try:
-        with open(options.file, "wb") as file:
-            file.write(picture)
-    except OSError as error:
-        raise UsageError(f"the picture cannot be saved as {options.file}: {error.strerror}") from error
 
 
 def find_daemon(paths: Paths) -> int | None:
@@ -73,11 +55,6 @@ def _wait_for_end(paths: Paths, pid: int) -> None:
                 f"crannogd (process {pid}) did not end within {STOP_TIMEOUT} s; its log is {paths.daemon_log}"
             )
         time.sleep(0.02)
-
-
-def main_screenshot(arguments: list[str]) -> int:
-    """Run crannog screenshot."""
-    return run(SCREENSHOT, _screenshot, arguments)
 
 
 def main_daemon(arguments: list[str]) -> int:

@@ -81,6 +81,8 @@ class DomainSpec:
     has_display: bool = False
     display_socket: str = ""
     """Unix socket on which the device model serves its screen (VNC); empty: the screen is only photographed."""
+    video_model: str = "vga"
+    """The card that the guest sees, a name of libvirt's."""
     maxmem: int = 0
     clock: Clock = UTC
     warnings: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ a start is over.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from crannog.core.displays import has_screen
 from crannog.core.domain import HostCapabilities
 from crannog.core.specification import most_memory
 from crannog.core.vms import LocalVM
@@ -65,7 +66,7 @@ def need_of(vm: LocalVM, capabilities: HostCapabilities) -> Need:
     """
     guest = most_memory(vm, capabilities)
     overhead = PROCESS_MIB + -(-guest // PAGE_TABLE_SHARE)
-    overhead += SCREEN_MIB if vm.mode.has_display else 0
+    overhead += SCREEN_MIB if has_screen(vm) else 0
     overhead += TRANSLATION_MIB if capabilities.accel == "tcg" else 0
     return Need(guest, overhead)
 

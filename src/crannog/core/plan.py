@@ -98,6 +98,19 @@ class StartRpc(Step):
 
 
 @dataclass(frozen=True)
+class OpenDisplays(Step):
+    """Begin to show the VM: its screen at once, its windows when its GUI agent is there."""
+
+    stage: ClassVar[str] = "displays ready"
+    uuid: str
+    name: str
+
+    def describe(self) -> str:
+        """Return whose displays."""
+        return f"open the displays of {self.name}"
+
+
+@dataclass(frozen=True)
 class CreatePaused(Step):
     """Create the domain with its processors stopped."""
 

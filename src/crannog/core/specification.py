@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from crannog.core import clock
 from crannog.core.defaults import is_balanced
+from crannog.core.displays import has_screen, video_model
 from crannog.core.domain import Boot, Channel, Disk, DomainSpec, HostCapabilities
 from crannog.core.drives import Drive, DriveFile, DriveKind, FileKind
 from crannog.core.hypervisor_kinds import find_kind
@@ -27,6 +28,7 @@ class Surroundings:
     locate: Callable[[Volume], Location]
     channel_path: str
     console_log: str
+    screen_path: str = ""
 
 
 def build_spec(
@@ -37,6 +39,7 @@ def build_spec(
     Raises HypervisorError for a host whose kind of hypervisor is not known, and what `locate` raises.
     """
     its_clock, warning = clock.parse_clock(vm.feature(clock.FEATURE))
+    card, remark = video_model(vm)
     kernel = around.kernel
     disks = _disks(vm, volumes, around, drive)
     return DomainSpec(
@@ -53,9 +56,11 @@ def build_spec(
         kernel=kernel.kernel if kernel else "",
         initrd=kernel.initrd if kernel else "",
         kernelopts=_kernel_command(vm, around.capabilities, _disk_words(volumes, disks, kernel)) if kernel else "",
-        has_display=vm.mode.has_display,
+        has_display=has_screen(vm),
+        display_socket=around.screen_path if has_screen(vm) else "",
+        video_model=card,
         clock=its_clock,
-        warnings=(warning,) if warning else (),
+        warnings=tuple(filter(None, (warning, remark))),
     )
 
 

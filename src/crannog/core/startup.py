@@ -13,6 +13,7 @@ from crannog.core.memory import need_of
 from crannog.core.plan import (
     AwaitAgent,
     CreatePaused,
+    OpenDisplays,
     Plan,
     PrepareVolume,
     ReserveMemory,
@@ -53,6 +54,8 @@ class StartFacts:
     locate: Callable[[Volume], Location]
     channel_path: str
     console_log: str
+    screen_path: str = ""
+    """Where QEMU serves the screen of a VM that has one."""
     drive_file: Callable[[str], DriveFile] = absent_file
     """What the path of a drive leads to."""
     shares_live: Callable[[Volume], bool] = lambda _volume: True
@@ -78,7 +81,9 @@ def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
     steps: list[Step] = [StartNetvm(n.uuid, n.name, vm.uuid) for n in netvms_to_start(vm, facts.serving)]
     steps += [PrepareVolume(volume, facts.layer_state(volume)) for volume in volumes]
     steps += _reservation(vm, facts.capabilities)
-    steps += [StartRpc(vm.uuid, vm.name, chosen_user(vm)), CreatePaused(spec), Resume(vm.uuid)]
+    # Before the domain: a window takes longer to be there than the screen of a QEMU.
+    steps += [StartRpc(vm.uuid, vm.name, chosen_user(vm)), OpenDisplays(vm.uuid, vm.name)]
+    steps += [CreatePaused(spec), Resume(vm.uuid)]
     if expects_agent(vm) if request.wait is None else request.wait:
         steps.append(AwaitAgent(vm.uuid, vm.name, int(vm.get("qrexec_timeout")), facts.console_log))
     return tuple(steps)
@@ -165,4 +170,6 @@ def _find_drive(vm: LocalVM, request: StartRequest, facts: StartFacts) -> tuple[
 
 
 def _surroundings(facts: StartFacts, kernel: KernelFiles | None) -> Surroundings:
-    return Surroundings(facts.capabilities, kernel, facts.locate, facts.channel_path, facts.console_log)
+    return Surroundings(
+        facts.capabilities, kernel, facts.locate, facts.channel_path, facts.console_log, facts.screen_path
+    )

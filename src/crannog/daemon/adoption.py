@@ -34,6 +34,7 @@ class Adoption:
         for vm, info in ours:
             log.info("%s: still %s, adopted", vm.name, info.state)
             await self._world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
+            await self._lifecycle.displays.adopt(vm)
         for info in leftovers:
             log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
             await self._end_leftover(info)

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from crannog.core.announcement import AgentState, AgentStatus
+from crannog.core.announcement import AgentStatus
 from crannog.core.domain import DomainState
 from crannog.core.plan import AwaitAgent
 from crannog.daemon.machines import Machines
@@ -22,14 +22,14 @@ class AgentWatch:
         world.agents.listen(self._note_status)
 
     def _note_status(self, uuid: str, status: AgentStatus) -> None:
-        if status.agent is AgentState.READY and uuid in self._ready:
+        if status.runs_commands and uuid in self._ready:
             self._ready[uuid].set()
 
     async def until_ready(self, step: AwaitAgent) -> None:
         """Return when the agent answers; raises AgentTimeoutError, or StartError when the VM ends before."""
         event = self._ready.setdefault(step.uuid, asyncio.Event())
         status = self._world.agents.status(step.uuid)
-        if status and status.agent is AgentState.READY:
+        if status and status.runs_commands:
             event.set()
         try:
             await first_of(step.timeout, event.wait(), self._machines.ended(step.uuid))

@@ -37,6 +37,7 @@ class Inventory:
         self.editor = Editor(registry, world.store)
         self.lifecycle = Lifecycle(world, registry, machines, self.editor.tell)
         self.lifecycle.news.on_halted = self._note_halt
+        self.editor.listen(self.lifecycle.displays.note_event)
         self.space = SpaceWatch(registry, world.drivers.space)
         self.power = LivePower(self.lifecycle, Announcements(world, registry, self.editor), self.space)
         self.population = Population(

@@ -7,12 +7,13 @@ from contextlib import suppress
 
 from crannog.core import events
 from crannog.core.layers import ready_volumes
-from crannog.core.plan import Plan, StartNetvm
+from crannog.core.plan import OpenDisplays, Plan, StartNetvm
 from crannog.core.registry import Registry
 from crannog.core.startup import StartFacts, StartRequest, plan_start
 from crannog.core.templates import origin
 from crannog.core.vms import LocalVM
 from crannog.core.volumes import LayerState
+from crannog.daemon.displays import DisplayKeeper
 from crannog.daemon.machines import Machines
 from crannog.daemon.memory import MemoryLedger
 from crannog.daemon.netvms import NetvmStarts
@@ -51,10 +52,15 @@ class Lifecycle:
         self._tell = tell
         self.ledger = MemoryLedger(world, registry, machines)
         self.upkeep = Upkeep(registry, world.pools, machines.lock, busy=machines.busy)
+        self.displays = DisplayKeeper(world, registry, machines)
         self.steps = Steps(world, machines, self.ledger, tell, self.upkeep)
         self.pausing = Pausing(machines, self.steps)
         netvms = NetvmStarts(registry, self.ensure_runs)
-        self._runner = Runner({**self.steps.actions(), StartNetvm: Action(netvms.start)})
+        others = {
+            StartNetvm: Action(netvms.start),
+            OpenDisplays: Action(self.displays.begin, self.displays.abandon),
+        }
+        self._runner = Runner({**self.steps.actions(), **others})
         self._starts: dict[str, Start] = {}
         self.news = News(
             world,
@@ -64,8 +70,13 @@ class Lifecycle:
             is_starting=lambda uuid: uuid in self._starts,
             finished=self.steps.finished,
         )
-        self.news.on_gone = self.ledger.release
+        self.news.on_gone = self._let_go
         self.shutdowns = Shutdowns(world, machines, self.steps, self.news, self._starts, tell)
+
+    def _let_go(self, uuid: str) -> None:
+        """Give back what a domain had that has just ended."""
+        self.ledger.release(uuid)
+        self.displays.end(uuid)
 
     # -- starting
 
@@ -82,6 +93,7 @@ class Lifecycle:
             locate=lambda volume: self.world.pool_of(volume).locate(volume),
             channel_path=self.world.paths.channel_socket(vm.uuid),
             console_log=self.world.paths.console_log(vm.name),
+            screen_path=self.world.paths.screen_socket(vm.uuid),
             shares_live=lambda volume: self.world.pool_of(volume).shares_live,
             layer_state=lambda volume: layers.get(volume.vid, LayerState.ABSENT),
             serving=self.machines.serving(),
@@ -96,6 +108,7 @@ class Lifecycle:
         """
         if vm.uuid in self._starts:
             raise VMNotHaltedError(f"{vm.name} cannot be started: it is being started already")
+        self.displays.show_again(vm)
         task = asyncio.ensure_future(self._start(vm, request))
         self._starts[vm.uuid] = task
         task.add_done_callback(lambda _task: self._finish_start(vm))

@@ -9,6 +9,7 @@ import signal
 import sys
 
 from crannog import __version__
+from crannog.adapters.display.processes import DesktopDisplays
 from crannog.adapters.hostdevices.sysfs import SysfsDevices
 from crannog.adapters.libvirt.connection import LibvirtHypervisor
 from crannog.adapters.storage.drivers import open_pools
@@ -20,6 +21,7 @@ from crannog.core.registry import Registry
 from crannog.daemon.adoption import Adoption
 from crannog.daemon.autostart import Autostart
 from crannog.daemon.inventory import Inventory
+from crannog.daemon.log_file import BoundedLog
 from crannog.daemon.machines import Machines
 from crannog.daemon.sockets import Served, build_policy_server, build_servers, raise_descriptor_limit, serving
 from crannog.daemon.stalls import StallWatch
@@ -86,6 +88,7 @@ def build_world(paths: Paths, settings: Settings, store: FileStore, registry: Re
         pools=open_pools(paths, registry.pools.values()),
         kernels=KernelPool(paths.kernels),
         host_devices=SysfsDevices(),
+        displays=DesktopDisplays(paths),
     )
 
 
@@ -112,11 +115,14 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
             announce_ready(ready)
         autostart = Autostart(inventory.lifecycle, paths.autostart_mark, read_boot_id())
         autostart.begin()
+        world.displays.prepare()
         watch = asyncio.ensure_future(inventory.space.run())
         await _until_told_to_stop()
         watch.cancel()
         await autostart.abandon()
     await inventory.lifecycle.abandon_starts()
+    await world.agents.close()
+    await world.displays.close_all()
     await world.hypervisor.close()
 
 
@@ -162,7 +168,7 @@ def main() -> int:
         logging.basicConfig(
             level=logging.DEBUG if options.verbose else logging.INFO,
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            **({"stream": sys.stderr} if options.log_stderr else {"filename": paths.daemon_log}),
+            handlers=[logging.StreamHandler() if options.log_stderr else BoundedLog(paths.daemon_log)],
         )
         asyncio.run(serve(paths, Settings.load(paths.settings), options.ready_fd))
     except CrannogError as error:

@@ -29,6 +29,8 @@ class LivePower:
         self.unpause = lifecycle.pausing.unpause
         self.suspend = lifecycle.pausing.suspend
         self.resume = lifecycle.pausing.resume
+        self._displays = lifecycle.world.displays
+        self.show = lifecycle.displays.show
 
     async def usage(self, vm: QubeBase) -> DomainUsage | None:
         """Return what a VM uses; None when it is halted."""
@@ -50,7 +52,7 @@ class LivePower:
 
     async def announce(self, vm: LocalVM) -> None:
         """Take over what the tools in a VM say they are."""
-        self._announcements.take(vm)
+        await self._announcements.take(vm)
 
     async def take_features(self, vm: LocalVM) -> None:
         """Take over the features that the tools in a VM ask for."""
@@ -71,6 +73,6 @@ class LivePower:
         return await self._hypervisor.capabilities()
 
     async def diagnose(self) -> list[str]:
-        """Return what this host can and cannot do, a sentence each, and which pools are nearly full."""
+        """Return what this host can and cannot do, a sentence each; also which pools are nearly full."""
         warnings = [f"WARNING: {sentence}." for sentence in await self._space.describe()]
-        return await self._hypervisor.diagnose() + warnings
+        return [*await self._hypervisor.diagnose(), *self._displays.diagnose(), *warnings]

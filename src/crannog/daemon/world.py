@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from crannog.adapters.display.headless import HeadlessDisplays
 from crannog.adapters.storage.drive_files import look_at_drive
 from crannog.adapters.storage.drivers import Drivers
 from crannog.adapters.storage.kernels import KernelPool
@@ -14,10 +15,12 @@ from crannog.config import Paths
 from crannog.core.drives import DriveFile
 from crannog.core.events import Event
 from crannog.core.pools import DIR_PATH, PoolConfig
+from crannog.core.qga import qga_path
 from crannog.core.volumes import Volume
 from crannog.editing.places import find_pool
 from crannog.hostfacts import HostMemory
 from crannog.ports.channel import AgentLinks
+from crannog.ports.display import Displays
 from crannog.ports.hostdevices import HostDevices
 from crannog.ports.hypervisor import Hypervisor
 from crannog.ports.storage import Pool
@@ -41,6 +44,7 @@ class World:
     kernels: KernelPool
     host_devices: HostDevices
     host_memory: HostMemory = field(default_factory=HostMemory)
+    displays: Displays = field(default_factory=HeadlessDisplays)
 
     @property
     def drivers(self) -> Drivers:
@@ -61,9 +65,11 @@ class World:
         discard_logs(self.paths, vm)
 
     def discard_channel(self, uuid: str) -> None:
-        """Delete the channel's socket of a VM that has ended; a QEMU that was killed leaves it."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.paths.channel_socket(uuid))
+        """Delete the sockets of the QEMU of a VM that has ended; a QEMU that was killed leaves them."""
+        channel = self.paths.channel_socket(uuid)
+        for path in (channel, qga_path(channel), self.paths.screen_socket(uuid)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def mark_start(self, uuid: str) -> None:
         """Note that a domain will be created and does not run yet: found paused and marked, it is half of a start."""

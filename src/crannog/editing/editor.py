@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from crannog.core import events, rules
+from crannog.core.displays import check_seamless
 from crannog.core.events import Event, Listener
 from crannog.core.features import check_feature, check_feature_is_free, require
 from crannog.core.labels import Label, new_label
 from crannog.core.properties import Holder, Property
 from crannog.core.registry import Registry
 from crannog.core.tags import check_tag, check_tag_is_free, following_tags
-from crannog.core.vms import QubeBase
+from crannog.core.vms import LocalVM, QubeBase
 from crannog.errors import PropertyRefusedError, TagNotFoundError, ValueRefusedError, VMNotHaltedError
 from crannog.ports.store import Store
 
@@ -141,6 +142,8 @@ class Editor:
         """Set a feature; raises ProtocolError for a malformed name or value, DeniedError for the system's own."""
         check_feature(name, value)
         check_feature_is_free(name)
+        if isinstance(vm, LocalVM):
+            check_seamless(vm, name, value)
         self.set_features(vm, {name: value})
 
     def set_features(self, vm: QubeBase, values: dict[str, str]) -> None:

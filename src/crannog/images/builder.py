@@ -65,7 +65,7 @@ def build_template(
     tools = provide_tools(cache, chosen, refresh=refresh)
     parts = provide_parts(cache, RecipeSource(chosen), tools, refresh=refresh)
     base = provide_base(cache, chosen, refresh=refresh)
-    files = list_guest_files(chosen.name, agent) + disk.list_files()
+    files = list_guest_files(chosen.name, agent, has_gui=chosen.has_gui) + disk.list_files()
     initramfs = describe_initramfs(tools) if disk.has_own_kernel else []
     content = [initramfs, [dataclasses.astuple(file) for file in files]]
     key = compute_key([_VERSION, size, disk.describe(), parts.identity, base.identity, content])
@@ -140,6 +140,7 @@ def _make_manifest(
             "os-distribution": recipe.distribution,
             "os-version": recipe.version,
             "qrexec": "1",
+            **({"gui": "1"} if recipe.has_gui else {}),
             "virtio-disk": "1",
         },
         "default_user": recipe.default_user,

@@ -13,6 +13,9 @@ AGENT = LIBRARY + "/agent.py"
 UNIT = "usr/lib/systemd/system/crannog-agent.service"
 SERVICES = "etc/qubes-rpc"
 CONFIGS = "etc/qubes/rpc-config"
+GUI = LIBRARY + "/gui"
+GUI_UNIT = "usr/lib/systemd/system/crannog-gui.service"
+_WANTS = "etc/systemd/system/multi-user.target.wants"
 _CLIENT = "usr/bin/qrexec-client-vm"
 _DATABASE_TOOLS = ("read", "multiread", "list", "write", "rm", "watch")
 _COPIES = ("qvm-copy", "qvm-copy-to-vm", "qvm-move", "qvm-move-to-vm")
@@ -58,17 +61,19 @@ class GuestFile:
         return member
 
 
-def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
-    """Return what every image gets: init's table and scripts, the agent, and the folders they need."""
+def list_guest_files(hostname: str, agent: bytes, *, has_gui: bool = False) -> list[GuestFile]:
+    """Return what an image gets: init's table and scripts, the agent, and the folders they need.
+
+    `has_gui`: also the graphical session, which init starts.
+    """
     script, folder = 0o755, 0o755
-    systemd = "etc/systemd/system"
     return [
         *list_agent_files(agent),
         *(
             GuestFile(f"{LIBRARY}/{name}", script, read_file(name))
             for name in ("sysinit", "private-volume", "coldplug", "shutdown")
         ),
-        GuestFile("etc/inittab", content=read_file("inittab")),
+        GuestFile("etc/inittab", content=read_file("inittab") + (read_file("inittab-gui") if has_gui else b"")),
         GuestFile("usr/sbin/init", target="../bin/busybox"),
         GuestFile("usr/sbin/modprobe", target="../bin/busybox"),
         *(GuestFile(f"usr/sbin/{name}", target=f"/{LIBRARY}/shutdown") for name in ("poweroff", "reboot", "halt")),
@@ -77,12 +82,10 @@ def list_guest_files(hostname: str, agent: bytes) -> list[GuestFile]:
         GuestFile("etc/acpi/PWRF", folder),
         GuestFile("etc/acpi/PWRF/00000080", script, read_file("power-button")),
         # Without effect until somebody installs systemd as init.
-        GuestFile(systemd, folder),
-        GuestFile(f"{systemd}/multi-user.target.wants", folder),
-        GuestFile(
-            f"{systemd}/multi-user.target.wants/crannog-agent.service",
-            target=f"/{UNIT}",
-        ),
+        GuestFile(os.path.dirname(_WANTS), folder),
+        GuestFile(_WANTS, folder),
+        GuestFile(f"{_WANTS}/crannog-agent.service", target=f"/{UNIT}"),
+        *((*list_gui_files(), GuestFile(f"{_WANTS}/crannog-gui.service", target=f"/{GUI_UNIT}")) if has_gui else ()),
         GuestFile("etc/hostname", content=hostname.encode() + b"\n"),
         GuestFile("etc/hosts", content=read_file("hosts")),
         GuestFile("rw", folder),
@@ -113,9 +116,23 @@ def list_agent_files(agent: bytes) -> list[GuestFile]:
     ]
 
 
+def list_gui_files() -> list[GuestFile]:
+    """Return what lets a guest's windows be shown on the host, besides the agent (docs/display.md)."""
+    script = 0o755
+    return [
+        GuestFile(GUI, 0o755),
+        *(GuestFile(f"{GUI}/{name}", script, _read_guest("gui", name)) for name in ("session.py", "programs")),
+        GuestFile(GUI_UNIT, content=_read_guest("gui", "crannog-gui.service")),
+        *_list_folder("gui/services", SERVICES, script),
+        GuestFile(f"{SERVICES}/crannog.Display", target="/run/crannog/gui/xpra.sock"),
+        *_list_folder("gui/rpc-config", CONFIGS, 0o644),
+    ]
+
+
 def _list_folder(name: str, place: str, mode: int) -> list[GuestFile]:
     """Return the files of one folder beside the agent that belong to services."""
-    names = sorted(file for file in os.listdir(os.path.join(_GUEST, name)) if file.startswith("qubes."))
+    names = os.listdir(os.path.join(_GUEST, name))
+    names = sorted(file for file in names if file.startswith(("qubes.", "crannog.")))
     return [GuestFile(f"{place}/{file}", mode, _read_guest(name, file)) for file in names]
 
 

@@ -21,10 +21,16 @@ class Recipe:
     default_user: str = "user"
     mirror: str = ""
     """URI of the package mirror; empty means mmdebstrap's default for the suite."""
+    has_gui: bool = False
+    """Whether the guest shows its windows on the host (docs/display.md)."""
 
 
-RECIPES = {
-    "debian-12": Recipe(
+# What guest/gui needs, and a terminal, so that there is something to show. xpra draws with python3-pil and asks the X
+# server for its own fonts; openbox is the window manager of a desktop that is shown as one window.
+_GUI_PACKAGES = ("openbox", "python3-pil", "xauth", "xfonts-base", "xpra", "xterm", "xvfb")
+
+_RECIPES = (
+    Recipe(
         name="debian-12",
         distribution="debian",
         version="12",
@@ -45,7 +51,15 @@ RECIPES = {
         ),
         kernel_package="linux-image-cloud-amd64",
     ),
-}
+)
+
+
+def _add_gui(recipe: Recipe) -> Recipe:
+    packages = tuple(sorted({*recipe.packages, *_GUI_PACKAGES}))
+    return dataclasses.replace(recipe, name=f"{recipe.name}-gui", packages=packages, has_gui=True)
+
+
+RECIPES = {recipe.name: recipe for plain in _RECIPES for recipe in (plain, _add_gui(plain))}
 
 
 def find_recipe(recipe: Recipe | str, mirror: str = "") -> Recipe:

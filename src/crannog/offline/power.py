@@ -1,6 +1,6 @@
 """The running side of VMs in offline mode: every question to it is refused, by name (design.md, B7)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from crannog.core.domain import DomainUsage, HostCapabilities
@@ -64,6 +64,11 @@ class NoPower:
     async def screenshot(self, vm: LocalVM) -> bytes:
         """Refuse."""
         _refuse(f"a picture of the screen of {vm.name}")
+
+    async def show(self, vm: LocalVM, environment: Mapping[str, str]) -> None:
+        """Refuse."""
+        del environment
+        _refuse(f"the displays of {vm.name}")
 
     async def announce(self, vm: LocalVM) -> None:
         """Refuse."""

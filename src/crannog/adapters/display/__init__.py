@@ -1,0 +1,1 @@
+"""Showing VMs to the user (ports.display)."""

@@ -1,0 +1,137 @@
+"""A guest without a VM: the agent, the graphical session and the RPC process as processes of this host."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.gui.desktop import Desktop, wait_for
+from tests.unit.rpc_world import World
+
+TOP = Path(__file__).resolve().parents[2]
+GUI = TOP / "src/crannog/guest/gui"
+NAME, COLOUR = "work", "cc0000"
+SESSION = """
+import os, pwd, sys
+from crannog.guest.gui import session
+folder = sys.argv[1]
+session.RUN, session.FOLDER = folder, folder + "/gui"
+session.SOCKET, session.AUTHORITY = folder + "/gui/xpra.sock", folder + "/gui/Xauthority"
+session.MODE_FILE, session.CONFIG, session.PROGRAMS = folder + "/mode", folder + "/gui.conf", "/dev/null"
+number = next(n for n in range(200, 300) if not os.path.exists(f"/tmp/.X11-unix/X{n}"))
+session.DISPLAY = f":{number}"
+session.X_SOCKET, session.X_LOCK = f"/tmp/.X11-unix/X{number}", f"/tmp/.X{number}-lock"
+session.find_user = lambda: pwd.getpwuid(os.getuid())
+make_authority = session.make_authority
+session.make_authority = lambda cookie: make_authority(cookie).replace(b"\\0\\x010", b"\\0\\x03%d" % number)
+sys.exit(session.main())
+"""
+
+
+class LocalGuest:
+    """What a guest has that matters for its windows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_folder = folder / "run"
+        self.world = World(folder)
+
+    def start(self) -> None:
+        """Start everything, and wait for the display."""
+        services, configs = self.folder / "services", self.folder / "rpc-config"
+        for path in (services, configs, self.run_folder):
+            path.mkdir()
+        (self.run_folder / "gui.conf").write_text("size = 1280x960\n")
+        (services / "crannog.Display").symlink_to(self.run_folder / "gui/xpra.sock")
+        display = self.run_folder / "gui/xpra.sock"
+        self._offer("crannog.Display+wait", f"CRANNOG_GUI_SOCKET={display} exec {GUI}/services/crannog.Display+wait")
+        (configs / "crannog.Display").symlink_to(GUI / "rpc-config/crannog.Display")
+        self._offer("qubes.SetGuiMode", f"cd {self.run_folder}; cat >mode.new; mv mode.new mode")
+        os.environ |= {
+            "QREXEC_SERVICE_PATH": str(services),
+            "QUBES_RPC_CONFIG_PATH": str(configs),
+            "CRANNOG_SESSION_FOLDER": str(self.run_folder),
+        }
+        self.session = self.world.start("-c", SESSION, str(self.run_folder))
+        self.world.start_all()
+        user = "root" if os.getuid() == 0 else os.environ["USER"]
+        wait_for("the session's display", (self.run_folder / f"session.{user}").exists)
+
+    def _offer(self, service: str, script: str) -> None:
+        path = self.folder / "services" / service
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def spawn(self, command: str) -> int:
+        """Start a program of the guest's, as a call does; return its process number."""
+        code, output, _ = self.world.run(f"{command} </dev/null >/dev/null 2>&1 & echo $!")
+        assert code == 0
+        return int(output)
+
+    def close(self) -> None:
+        """End everything."""
+        self.session.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.session.wait(15)
+        self.world.close()
+
+
+class Forwarder:
+    """A forwarder on a desktop, and one who watches its status."""
+
+    def __init__(self, desktop: Desktop, rpc: str, folder: Path) -> None:
+        self.status = str(folder / "display.sock")
+        self.log = folder / "display.log"
+        self.lines: list[str] = []
+        words = ["--name", NAME, "--colour", f"#{COLOUR}", "--rpc", rpc, "--status", self.status]
+        command = [sys.executable, "-I", "-m", "crannog.display.forwarder", *words]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=desktop.environment, stderr=log, start_new_session=True)
+        self._connection = socket.socket(socket.AF_UNIX)
+        wait_for("the status socket", lambda: self._connection.connect_ex(self.status) == 0)
+        self._connection.settimeout(90)
+        self._reader = self._connection.makefile("r")
+
+    def wait_for(self, beginning: str) -> str:
+        """Return the next line of the status that begins so."""
+        while True:
+            line = self._reader.readline()
+            self.lines.append(line.strip())
+            assert line, f"the status ended: {self.lines}; {self.log.read_text()}"
+            if line.startswith(beginning):
+                return line.strip()
+
+    def set_mode(self, mode: str) -> None:
+        """Have the guest told its mode, and wait until its display is there again."""
+        self._connection.sendall(f"mode {mode}\n".encode())
+        self.wait_for("mode-sent")
+        self.wait_for("lost")
+        self.wait_for("connected")
+
+    def clients(self) -> list[int]:
+        """Return the process numbers of what runs in the sandbox, xpra's client among them."""
+        found, parents = [], [self.process.pid]
+        while parents:
+            parent = parents.pop()
+            with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children") as file:
+                children = [int(word) for word in file.read().split()]
+                parents += children
+                found += children
+        return [pid for pid in found if _runs_client(pid)]
+
+    def close(self) -> int:
+        """End it; return its exit code."""
+        self._reader.close()
+        self._connection.close()
+        self.process.terminate()
+        return self.process.wait(15)
+
+
+def _runs_client(pid: int) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = file.read().split(b"\0")
+        return words[0] == b"/usr/bin/python3"
+    return False

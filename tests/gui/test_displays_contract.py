@@ -1,0 +1,64 @@
+"""The contract of displays with the real ones: a real viewer on a desktop, over a real QEMU's screen."""
+
+import subprocess
+from collections.abc import AsyncIterator
+
+import pytest
+
+from crannog.adapters.display.processes import DesktopDisplays
+from crannog.config import Paths
+from crannog.core.displays import DisplayKind, DisplayNews, Shown
+from tests.contract.displays_contract import DisplaysBench, DisplaysContract
+from tests.fakes import short_folder
+from tests.gui.desktop import Desktop
+
+pytestmark = pytest.mark.timeout(120)
+SHOWN = Shown("12345678-0000", "work", "#cc0000")
+
+
+class DesktopBench(DisplaysBench):
+    def __init__(self, displays: DesktopDisplays, desktop: Desktop, paths: Paths) -> None:
+        super().__init__(displays, SHOWN)
+        self.desktop = desktop
+        self.paths = paths
+
+    def is_shown(self) -> bool:
+        return "[work] screen" in self.desktop.titles().values()
+
+
+class TestDesktop(DisplaysContract):
+    @pytest.fixture
+    async def bench(self, desktop: Desktop, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DesktopBench]:
+        monkeypatch.setenv("DISPLAY", desktop.display)
+        monkeypatch.delenv("XAUTHORITY", raising=False)
+        with short_folder() as folder:
+            paths = Paths(str(folder))
+            for name in ("run", "log"):
+                (folder / name).mkdir()
+            vnc = f"unix:{paths.screen_socket(SHOWN.uuid)}"
+            words = ["qemu-system-x86_64", "-accel", "tcg", "-m", "16", "-display", "none", "-net", "none", "-vnc", vnc]
+            displays = DesktopDisplays(paths)
+            with subprocess.Popen(words) as qemu:  # noqa: ASYNC220 - it takes a moment, and nothing else goes on
+                try:
+                    yield DesktopBench(displays, desktop, paths)
+                finally:
+                    displays.kill(DisplayKind.SCREEN, SHOWN.uuid)
+                    await displays.close_all()
+                    qemu.kill()
+        desktop.wait_for_none()
+
+    async def test_another_daemon_finds_the_screen(self, open_bench: DesktopBench) -> None:
+        later = DesktopBench(DesktopDisplays(open_bench.paths), open_bench.desktop, open_bench.paths)
+        assert await later.displays.adopt(SHOWN) == {DisplayKind.SCREEN}
+        await later.hears(DisplayNews.DRAWN)
+        later.displays.close(DisplayKind.SCREEN, SHOWN.uuid)
+        await later.hears(DisplayNews.ENDED)
+        await open_bench.hears(DisplayNews.ENDED)
+
+    async def test_the_next_screen_is_shown_by_a_spare_process(self, bench: DesktopBench) -> None:
+        bench.displays.prepare()
+        await bench.displays.open(DisplayKind.SCREEN, SHOWN)
+        await bench.hears(DisplayNews.DRAWN)
+        assert bench.is_shown()
+        bench.displays.close(DisplayKind.SCREEN, SHOWN.uuid)
+        await bench.hears(DisplayNews.ENDED)

@@ -1,0 +1,37 @@
+"""A host without a desktop keeps what would be shown, and else behaves as one with a desktop."""
+
+import pytest
+
+from crannog.adapters.display.headless import HeadlessDisplays
+from crannog.core.displays import DisplayKind, DisplayNews, Shown
+from crannog.core.handover import GuiMode
+from tests.contract.displays_contract import DisplaysBench, DisplaysContract
+
+SHOWN = Shown("0000", "work", "#cc0000")
+
+
+class HeadlessBench(DisplaysBench):
+    def is_shown(self) -> bool:
+        assert isinstance(self.displays, HeadlessDisplays)
+        return (SHOWN.uuid, DisplayKind.SCREEN) in self.displays.shown
+
+
+class TestHeadless(DisplaysContract):
+    @pytest.fixture
+    def bench(self) -> HeadlessBench:
+        return HeadlessBench(HeadlessDisplays(), SHOWN)
+
+
+async def test_an_agent_display_is_connected_at_once_and_told_its_mode() -> None:
+    displays, heard = HeadlessDisplays(), []
+    displays.listen(lambda *news: heard.append(news))
+    await displays.open(DisplayKind.AGENT, SHOWN)
+    displays.send_mode(SHOWN.uuid, GuiMode.FULLSCREEN)
+    assert [news for _, _, news in heard] == [DisplayNews.CONNECTED, DisplayNews.MODE_SENT]
+    assert displays.modes == {SHOWN.uuid: GuiMode.FULLSCREEN}
+
+
+def test_why_nothing_is_shown() -> None:
+    displays = HeadlessDisplays("there is no desktop")
+    assert displays.describe_problem() == "there is no desktop"
+    assert displays.diagnose() == ["VMs are not shown: there is no desktop."]
