@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a fresh Debian 12 machine: `make demo` and `make test`.
-.PHONY: setup demo test test-dm test-dm-files test-dm-lvm test-faults check bench lock clean
+.PHONY: setup demo test test-dm test-dm-files test-dm-lvm test-faults test-gui fuzz check bench lock clean
 
 setup:
 	@scripts/setup
@@ -33,6 +33,16 @@ test-dm-lvm:
 test-faults:
 	@scripts/setup test
 	@scripts/faults $(ARGS)
+
+# Windows of guests, on a desktop without a screen (docs/display.md).
+test-gui:
+	@scripts/setup test
+	@.venv/bin/python -m pytest tests/gui $(ARGS)
+
+# Coverage-guided, for FUZZ_SECONDS (600) in all; exits with 1 and the path of the input when something is found.
+fuzz:
+	@scripts/setup fuzz
+	@scripts/fuzz $(ARGS)
 
 check:
 	@scripts/check
