@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
+from crannog.adapters.display.headless import HeadlessDisplays
 from crannog.adapters.hostdevices.sysfs import SysfsDevices
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.storage.qcow2 import Qcow2Pool
@@ -193,6 +194,9 @@ class FakeAgents:
     def status(self, uuid: str) -> AgentStatus | None:
         return self.statuses.get(uuid)
 
+    async def close(self) -> None:
+        self.running.clear()
+
     async def power_off(self, uuid: str) -> bool:
         del uuid
         return False
@@ -225,6 +229,7 @@ class Inside:
     machines: Machines
     registry: Registry
     host_memory: FakeMemory = field(default_factory=FakeMemory)
+    displays: HeadlessDisplays = field(default_factory=HeadlessDisplays)
     lifecycle: Lifecycle = field(init=False)
     inventory: Inventory = field(init=False)
 
@@ -233,7 +238,15 @@ class Inside:
         pools: dict[str, Pool] = {DEFAULT_POOL: self.pool}
         host_devices = SysfsDevices(f"{self.paths.home}/sys")
         world = World(
-            self.paths, self.store, self.hypervisor, self.agents, pools, kernels, host_devices, self.host_memory
+            self.paths,
+            self.store,
+            self.hypervisor,
+            self.agents,
+            pools,
+            kernels,
+            host_devices,
+            self.host_memory,
+            self.displays,
         )
         self.hypervisor.listen(self.machines.change)
         self.inventory = Inventory(world, self.registry, self.machines)
@@ -252,7 +265,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def build_inside(home: Path, hypervisor: Hypervisor | None = None) -> Inside:
+def build_inside(home: Path, hypervisor: Hypervisor | None = None, displays: HeadlessDisplays | None = None) -> Inside:
     """Make the home of a daemon with one kernel, and its inside; over a real hypervisor if one is given."""
     paths = Paths(str(home), str(home / "cache"))
     for folder in (f"{home}/run", paths.logs, f"{paths.kernels}/{KERNEL}"):
@@ -264,7 +277,9 @@ def build_inside(home: Path, hypervisor: Hypervisor | None = None) -> Inside:
     registry.set("default_kernel", KERNEL)
     pool = Qcow2Pool(DEFAULT_POOL, f"{paths.pools}/{DEFAULT_POOL}")
     chosen = cast("FakeHypervisor", hypervisor) if hypervisor else FakeHypervisor()
-    return Inside(paths, store, pool, chosen, FakeAgents(), Machines(), registry)
+    return Inside(
+        paths, store, pool, chosen, FakeAgents(), Machines(), registry, displays=displays or HeadlessDisplays()
+    )
 
 
 def new_registry() -> Registry:

@@ -37,7 +37,7 @@ class World:
 
     @property
     def listeners(self) -> int:
-        own = 1  # the guest DBs follow the settings
+        own = 2  # the guest DBs and the displays follow the settings
         return len(self.inside.inventory.editor._listeners) - own
 
     def tell(self, *told: Event) -> None:

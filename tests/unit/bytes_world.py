@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crannog.api.server import Server
 from crannog.api.table import METHODS, Family
-from crannog.core.announcement import AgentState, AgentStatus, Announcement
+from crannog.core.announcement import AgentState, AgentStatus
 from tests.fakes import Inside, build_inside, short_folder
 from tests.unit.api_world import CONNECTED, Client, ask
 
@@ -19,7 +19,7 @@ STICK = {
     "idVendor": "0951", "idProduct": "1666", "serial": "50%", "product": "It's",
     "1-2:1.0/bInterfaceClass": "08", "1-2:1.0/bInterfaceSubClass": "06", "1-2:1.0/bInterfaceProtocol": "50",
 }  # fmt: skip
-_TOOLS = AgentStatus(AgentState.READY, Announcement("1.0", "Linux", qrexec=True, gui=False, default_user="ann"))
+_TOOLS = {"version": b"1.0", "os": b"Linux", "qrexec": b"1", "gui": b"0", "default-user": b"ann"}
 
 _PATTERNS = {
     b"<N>": rb"(?:0|[1-9][0-9]{0,18})",
@@ -208,7 +208,8 @@ async def _populate(world: BytesWorld) -> BytesWorld:
     population._choose = min
     for exchange in POPULATION:
         await world.have(exchange)
-    agents.statuses[world.inside.registry.find_vm("dvm").uuid] = _TOOLS
+    agents.statuses[world.inside.registry.find_vm("dvm").uuid] = AgentStatus(AgentState.READY)
+    agents.entries = {f"/qubes-tools/{name}": value for name, value in _TOOLS.items()}
     return world
 
 

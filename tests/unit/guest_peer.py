@@ -161,7 +161,9 @@ asyncio.run(main())
 def policy_stand_in(home: Path) -> Iterator[Path]:
     """Run a policy that denies `denied*`, answers nothing to `silent*`, and allows all else; give its log."""
     from crannog.config import Paths
+    from crannog.shortpath import provide_short_path
 
+    provide_short_path(str(home))
     paths, log = Paths(str(home)), home / "asked"
     os.makedirs(paths.run, exist_ok=True)
     command = [sys.executable, "-c", POLICY, paths.policy_socket, str(log)]

@@ -670,6 +670,9 @@ POWER = (
         ),
         say("admin.vm.Console+ work", ok("/dev/pts/1")),
         say("crannog.vm.Screenshot+ work", ok("P6 1 1 255 000")),
+        say("crannog.vm.Show+ work", ok()),
+        say("crannog.vm.Show+ work", ok(), b"DISPLAY=:7\nXAUTHORITY=/nowhere\n"),
+        say("crannog.vm.Show+ work", protocol("unexpected payload"), b"LD_PRELOAD=/evil.so\n"),
         say("admin.vm.Pause+ work", ok()),
         say("admin.vm.List+ work", ok(WORK.format("Paused"))),
         say("admin.vm.Unpause+ work", ok()),
@@ -684,7 +687,8 @@ POWER = (
             ok(
                 "<SECONDS>\tvolume ready\n<SECONDS>\tvolume ready\n<SECONDS>\tvolume ready\n"
                 "<SECONDS>\tmemory reserved\n"
-                "<SECONDS>\tRPC process started\n<SECONDS>\tdomain created, paused\n<SECONDS>\trunning\n"
+                "<SECONDS>\tRPC process started\n<SECONDS>\tdisplays ready\n"
+                "<SECONDS>\tdomain created, paused\n<SECONDS>\trunning\n"
             ),
         ),
         say("admin.vm.Kill+ work", ok()),
@@ -707,6 +711,8 @@ POWER = (
             not_running("work has no console: it is not running; start it with 'qvm-start work'")),
         say("crannog.vm.Screenshot+ work",
             not_running("work has no screen: it is not running; start it with 'qvm-start work'")),
+        say("crannog.vm.Show+ work",
+            not_running("work cannot be shown: it is not running; start it with 'qvm-start work'")),
     ),
     talk(
         "a VM that runs",

@@ -9,7 +9,7 @@ import pytest
 
 from crannog.api.server import Server
 from crannog.api.table import METHODS, Family
-from crannog.core.announcement import AgentState, AgentStatus, Announcement
+from crannog.core.announcement import AgentState, AgentStatus, Announcement, QemuAgent
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM
 from crannog.errors import StorageError
@@ -301,7 +301,18 @@ async def test_a_notification_must_say_something(inside: Inside) -> None:
 # -- qubes.NotifyTools, qubes.FeaturesRequest
 
 
+TOOLS = {
+    "/qubes-tools/version": b"4.1",
+    "/qubes-tools/os": b"Linux",
+    "/qubes-tools/qrexec": b"1",
+    "/qubes-tools/gui": b"1",
+    "/qubes-tools/default-user": b"anna",
+}
+
+
 def announce(inside: Inside, name: str, status: AgentStatus) -> None:
+    """Have the VM's agent be so, and its tools' entries be in its guest DB."""
+    inside.agents.entries = dict(TOOLS)
     inside.agents.statuses[vm(inside, name).uuid] = status
 
 
@@ -310,7 +321,7 @@ async def test_tools_that_cannot_be_heard(inside: Inside) -> None:
         b"2\0QubesVMNotRunningError\0VMNotRunningError\0the tools in work cannot be heard: its agent is not connected\0"
     )
     assert await notify(inside, "NotifyTools", "work") == refused
-    for status in (AgentStatus(), AgentStatus(AgentState.READY), AgentStatus(AgentState.WAITING, ANNOUNCED)):
+    for status in (AgentStatus(), AgentStatus(AgentState.FALLBACK), AgentStatus(AgentState.WAITING, ANNOUNCED)):
         announce(inside, "work", status)
         assert await notify(inside, "NotifyTools", "work") == refused
     assert vm(inside, "work").features == {}
@@ -324,6 +335,69 @@ async def test_tools_that_can_be_heard(inside: Inside) -> None:
         assert work.features == {"qrexec": "1", "gui": "1", "os": "Linux"}
         assert work.get("default_user") == "anna"
         assert registry.find_vm("debian").features == {}
+
+
+async def test_tools_that_change_what_they_said(inside: Inside) -> None:
+    announce(inside, "work", AgentStatus(AgentState.READY, ANNOUNCED))
+    inside.agents.entries |= {"/qubes-tools/gui": b"0", "/qubes-tools/os": b"Plan 9", "/qubes-tools/default-user": b""}
+    assert await notify(inside, "NotifyTools", "work") == b"0\0"
+    work = vm(inside, "work")
+    assert work.features == {"qrexec": "1", "gui": "", "os": "Plan 9"}
+    assert work.is_default("default_user")
+    assert vm(inside, "debian").features == {}
+
+
+NONSENSE = [
+    ("qrexec", b"2"), ("gui", b"yes"), ("gui", None), ("os", b"\x1b[2J"), ("version", b""), ("version", b"1" * 65),
+    ("default-user", b"../x"), ("default-user", b"Root"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), NONSENSE)
+async def test_tools_that_talk_nonsense_change_nothing(
+    inside: Inside, caplog: pytest.LogCaptureFixture, key: str, value: bytes | None
+) -> None:
+    announce(inside, "work", AgentStatus(AgentState.READY, ANNOUNCED))
+    del inside.agents.entries[f"/qubes-tools/{key}"]
+    if value is not None:
+        inside.agents.entries[f"/qubes-tools/{key}"] = value
+    assert (await notify(inside, "NotifyTools", "work")).startswith(b"2\0ProtocolError\0ProtocolError\0the guest")
+    work = vm(inside, "work")
+    assert work.features == {}
+    assert work.is_default("default_user")
+    assert "work: what its tools announced is refused, nothing is changed: " in caplog.text
+
+
+# -- QEMU's guest agent, where ours is not there
+
+QEMU = AgentStatus(AgentState.FALLBACK, None, QemuAgent("7.2.22", "Linux", "debian", "12"))
+
+
+def tell(inside: Inside, name: str, status: AgentStatus) -> None:
+    for listener in inside.agents.listeners:
+        listener(vm(inside, name).uuid, status)
+
+
+async def test_qemus_agent_is_announced_until_ours_comes(inside: Inside) -> None:
+    work = vm(inside, "work")
+    tell(inside, "work", QEMU)
+    known = {"os": "Linux", "os-distribution": "debian", "os-version": "12"}
+    assert work.features == {"qga": "1", **known}
+    assert on_disk(inside).find_vm("work").features == work.features
+    tell(inside, "work", AgentStatus())
+    assert work.features["qga"] == "1", "what is known of a VM stays when it is halted"
+    tell(inside, "work", AgentStatus(AgentState.READY))
+    tell(inside, "work", AgentStatus(AgentState.READY, ANNOUNCED))
+    assert work.features == {"qrexec": "1", "gui": "1", **known}
+    assert vm(inside, "debian").features == {}
+
+
+async def test_what_the_template_knows_of_a_system_is_not_said_again(inside: Inside) -> None:
+    vm(inside, "debian").features |= {"qga": "1", "os": "Linux", "os-distribution": "debian", "os-version": "12"}
+    tell(inside, "work", QEMU)
+    assert vm(inside, "work").features == {"qga": "1"}
+    tell(inside, "work", AgentStatus(AgentState.FALLBACK, None, QemuAgent("", "", "", "")))
+    assert vm(inside, "work").features == {"qga": "1"}
 
 
 async def test_tools_of_what_does_not_run_here(inside: Inside) -> None:

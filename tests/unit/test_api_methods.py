@@ -349,7 +349,7 @@ async def test_a_failed_start_leaves_a_halted_vm(inside: Inside, failing: str) -
 async def test_a_dry_run_does_nothing(inside: Inside) -> None:
     lines = (await call(inside, "crannog.vm.Start", "work", "dry-run+wait")).splitlines()
     assert lines[-1] == "wait up to 60 s for the agent"
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert [line.rpartition("/")[2] for line in lines if line.startswith("prepare")] == ["root", "private", "volatile"]
     assert "state=Halted" in await call(inside, "admin.vm.List", "work")
     assert inside.hypervisor.specs == []

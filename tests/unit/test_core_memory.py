@@ -109,7 +109,15 @@ def test_memory_is_reserved_after_the_volumes_and_before_the_domain() -> None:
     vm = add_vm(new_registry(), "StandaloneVM", "alone", mode="hvm")
     plan = plan_start(vm, StartRequest(), halted_facts(capabilities=KVM))
     names = [type(step).__name__ for step in plan]
-    assert names == ["PrepareVolume", "PrepareVolume", "ReserveMemory", "StartRpc", "CreatePaused", "Resume"]
+    assert names == [
+        "PrepareVolume",
+        "PrepareVolume",
+        "ReserveMemory",
+        "StartRpc",
+        "OpenDisplays",
+        "CreatePaused",
+        "Resume",
+    ]
     assert plan[2] == ReserveMemory(vm.uuid, "alone", 400, PROCESS_MIB + 1 + SCREEN_MIB)
     assert plan[2].describe() == "reserve 400 MiB of memory, and 93 MiB for QEMU"
 

@@ -8,7 +8,16 @@ from crannog.core.clock import Basis, Clock
 from crannog.core.domain import DomainSpec
 from crannog.core.drives import Drive, DriveFile, DriveKind, FileKind, absent_file
 from crannog.core.kernels import KernelFiles
-from crannog.core.plan import AwaitAgent, CreatePaused, Plan, PrepareVolume, ReserveMemory, Resume, StartRpc
+from crannog.core.plan import (
+    AwaitAgent,
+    CreatePaused,
+    OpenDisplays,
+    Plan,
+    PrepareVolume,
+    ReserveMemory,
+    Resume,
+    StartRpc,
+)
 from crannog.core.specification import AGENT_CHANNEL
 from crannog.core.startup import StartRequest, plan_start
 from crannog.core.vms import LocalVM
@@ -46,7 +55,7 @@ def test_plan_of_a_pv_appvm() -> None:
     app.set("memory", 640)
     plan = plan_start(app, StartRequest(), halted_facts())
     assert [type(step) for step in plan] == [
-        PrepareVolume, PrepareVolume, PrepareVolume, ReserveMemory, StartRpc, CreatePaused, Resume,
+        PrepareVolume, PrepareVolume, PrepareVolume, ReserveMemory, StartRpc, OpenDisplays, CreatePaused, Resume,
     ]  # fmt: skip
     root, private, volatile = (step.volume for step in plan if isinstance(step, PrepareVolume))
     assert (root.source, root.rw) == (template.volumes["root"].vid, False)
@@ -290,7 +299,7 @@ def test_when_the_agent_is_waited_for(announced: str | None, wait: bool | None, 
 def test_every_step_describes_itself() -> None:
     template, app = template_and_app(new_registry())
     lines = [step.describe() for step in plan_start(app, StartRequest(wait=True), halted_facts())]
-    assert len(set(lines)) == len(lines) == 8
+    assert len(set(lines)) == len(lines) == 9
     assert template.volumes["root"].vid in lines[0]
 
 

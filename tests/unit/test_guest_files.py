@@ -20,7 +20,7 @@ AGENT = Path(agent.__file__).read_bytes()
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deb")
     out = subprocess.run([TOP / "scripts/guest-deb", folder], stdout=subprocess.PIPE, check=True, timeout=50)
-    return Path(out.stdout.decode().strip())
+    return Path(out.stdout.decode().split()[0])
 
 
 def test_the_package_has_exactly_the_files_of_the_list(package: Path) -> None:

@@ -152,6 +152,7 @@ NEEDS_HYPERVISOR = [
     ("admin.vm.Shutdown", "work", "wait", "a shutdown of work"),
     ("admin.vm.Kill", "work", "", "an end of work"),
     ("crannog.vm.Screenshot", "work", "", "a picture of the screen of work"),
+    ("crannog.vm.Show", "work", "", "the displays of work"),
     ("crannog.Capabilities", "dom0", "", "what the hypervisor can do"),
     ("crannog.Diagnose", "dom0", "", "what the hypervisor can do"),
 ]

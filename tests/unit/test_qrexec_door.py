@@ -427,10 +427,11 @@ async def test_the_daemon_says_the_number_when_the_agent_is_there(tmp_path: Path
     assert names == [f"qrexec.{XID}", f"qrexec.uuid:{VM_UUID}", "qrexec.work"]
     killed = processes._followers[VM_UUID].process
     assert killed
-    killed.kill()
+    killed.send_signal(signal.SIGKILL)
     await killed.wait()
     connection.close()
     await processes.stop(VM_UUID)
+    await processes.close()
     assert not list((tmp_path / "run").glob("qrexec.*"))
 
 

@@ -79,14 +79,16 @@ def split_name(untrusted_name: bytes, allow_any: bool) -> list[bytes]:
 def is_inner_link(parts: list[bytes], untrusted_target: bytes) -> bool:
     """Tell whether a link stays below the first folder of its own path, whatever other such links it goes through.
 
-    Steps up are only allowed at the beginning, where all folders are known to be real ones.
+    Steps up are only allowed at the beginning, where all folders are known to be real ones. A link that is not in a
+    folder of the copy cannot lead to where it is itself: that is not copied.
     """
     steps = untrusted_target.split(b"/")
     ups = 0
     while ups < len(steps) and steps[ups] == b"..":
         ups += 1
     is_relative = steps[0] != b"" and b"\0" not in untrusted_target
-    return is_relative and b".." not in steps[ups:] and ups <= max(len(parts) - 2, 0)
+    leads_on = len(parts) > 1 or not {b"", b"."}.issuperset(steps)
+    return is_relative and leads_on and b".." not in steps[ups:] and ups <= max(len(parts) - 2, 0)
 
 
 class Receiver:
