@@ -139,6 +139,14 @@ def test_a_change_of_mode_is_told_and_the_screen_does_not_flash_up_for_it() -> N
     assert handover.note_connected(22) == []
 
 
+def test_who_asks_sees_the_screen_while_the_guest_changes_its_mode() -> None:
+    handover = connected()
+    handover.change(20, replace(TOOLS, mode=GuiMode.FULLSCREEN))
+    handover.note_mode_sent(20)
+    handover.note_lost(21)
+    assert handover.show(22) == [Act.OPEN_SCREEN]
+
+
 def test_a_guest_that_does_not_come_back_in_its_new_mode_gets_its_screen() -> None:
     handover = connected()
     handover.change(20, replace(TOOLS, mode=GuiMode.FULLSCREEN))

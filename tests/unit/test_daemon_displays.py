@@ -10,9 +10,11 @@ import pytest
 from crannog.adapters.display.headless import HeadlessDisplays
 from crannog.core.announcement import AgentState, AgentStatus, Announcement
 from crannog.core.displays import DisplayKind, DisplayNews, Shown
+from crannog.core.events import Event
 from crannog.core.handover import GuiMode
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM
+from crannog.daemon.displays import DisplayKeeper
 from crannog.errors import (
     DisplayError,
     HypervisorError,
@@ -33,6 +35,11 @@ class Desk(HeadlessDisplays):
         super().__init__()
         self.opened: list[DisplayKind] = []
         self.is_broken = False
+        self.found: frozenset[DisplayKind] = frozenset()
+
+    async def adopt(self, shown: Shown) -> frozenset[DisplayKind]:
+        del shown
+        return self.found
 
     async def open(self, kind: DisplayKind, shown: Shown) -> None:
         self.opened.append(kind)
@@ -125,6 +132,21 @@ async def test_an_agent_that_goes_takes_its_display_with_it(world: World) -> Non
     await world.start()
     world.announce()
     await world.until(SCREEN, AGENT)
+    world.tell_status(AgentStatus())
+    await world.until(SCREEN)
+
+
+async def test_an_agent_display_that_is_found_stays_until_something_is_heard_of_the_agent(world: World) -> None:
+    await world.start()
+    world.announce()
+    await world.until(SCREEN, AGENT)
+    later = DisplayKeeper(world.inside.lifecycle.world, world.inside.registry, world.inside.machines)
+    world.inside.agents.statuses.clear()  # a daemon that has just begun knows of no agent
+    world.desk.found = frozenset({SCREEN, AGENT})
+    await later.adopt(world.vm)
+    later.note_event(Event(world.vm.name, "property-set:memory"))
+    await asyncio.sleep(0.05)
+    assert world.open_now() == {SCREEN, AGENT}
     world.tell_status(AgentStatus())
     await world.until(SCREEN)
 

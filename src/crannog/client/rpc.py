@@ -48,7 +48,7 @@ def run_command(path: str, user: str, command: str, stdin_fd: int, stdout_fd: in
 
 
 def is_served(path: str) -> bool:
-    """Tell whether an RPC process answers at `path`; a file there may be left from one that was killed."""
+    """Tell whether a process serves the socket at `path`; a file there may be left from one that was killed."""
     probe = Socket(AF_UNIX, SOCK_STREAM)
     try:
         probe.connect(path)

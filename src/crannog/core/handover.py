@@ -13,10 +13,11 @@ PAUSES = (0.3, 1.0, 5.0, 30.0)
 """Seconds before a display process that ended by itself is started again; the last counts for all further times."""
 STEADY = 60.0
 """Seconds after which a process that ran counts as a good one: the next pause is the first again."""
-SWITCH = 60.0
+SWITCH = 90.0
 """Seconds in which the agent display may be gone because the guest changes its mode: nothing opens for that.
 
-A guest begins its display anew then, which takes 4 s, and 40 s where the processor is emulated.
+A guest begins its display anew then, which takes 4 s, and 20 to 60 s where the processor is emulated. Who wants to see
+the screen before that asks for it.
 """
 MODE_PAUSE = 2.0
 """Seconds before the guest is told its mode once more, when that failed."""
@@ -227,6 +228,7 @@ class Handover:
     def show(self, now: float) -> list[Act]:
         """Somebody asks to see the VM: what was closed opens; without an agent display that shows it, its screen."""
         self._is_dismissed, self._is_asked_for = False, True
+        self._switching_until = 0.0
         self._screen.forget_failures()
         self._agent.forget_failures()
         return self.tick(now)

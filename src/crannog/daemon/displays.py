@@ -37,6 +37,8 @@ class DisplayKeeper:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._work: dict[str, asyncio.Task[None]] = {}
         """The last of the acts of a VM, each of which waits for the one before."""
+        self._presumed: set[str] = set()
+        """VMs that were adopted with an agent display, and of whose agent nothing was heard yet."""
         self._displays.listen(self._note_news)
         self._agents.listen(self._note_agent)
 
@@ -54,11 +56,16 @@ class DisplayKeeper:
 
     async def adopt(self, vm: LocalVM) -> None:
         """Show a VM that runs already; what a former daemon has opened stays open."""
-        if not self._displays.describe_problem():
-            self._start(vm, await self._displays.adopt(describe_shown(vm)))
+        if self._displays.describe_problem():
+            return
+        open_now = await self._displays.adopt(describe_shown(vm))
+        if DisplayKind.AGENT in open_now:
+            self._presumed.add(vm.uuid)
+        self._start(vm, open_now)
 
     def end(self, uuid: str) -> None:
         """Close the displays of a VM that has ended."""
+        self._presumed.discard(uuid)
         if uuid in self._handovers:
             self._do(uuid, self._handovers[uuid].end)
 
@@ -102,10 +109,11 @@ class DisplayKeeper:
 
     def _has_agent(self, uuid: str) -> bool:
         status = self._agents.status(uuid)
-        return status is not None and status.agent is AgentState.READY
+        return uuid in self._presumed or (status is not None and status.agent is AgentState.READY)
 
     def _note_agent(self, uuid: str, status: AgentStatus) -> None:
         del status
+        self._presumed.discard(uuid)
         # What it announced is taken over by another listener of the same news, perhaps after this one.
         asyncio.get_running_loop().call_soon(self._update, uuid)
 

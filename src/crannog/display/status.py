@@ -11,6 +11,8 @@ import select
 import socket
 from collections.abc import Callable
 
+from crannog.client.rpc import is_served
+
 LINE_MAX = 512
 WATCHERS_MAX = 8
 
@@ -113,7 +115,7 @@ def _listen(path: str) -> socket.socket:
     """Return the listening socket; one that a killed process left is replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if _is_served(path):
+        if is_served(path):
             raise FileExistsError(f"another process serves {path}")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -125,12 +127,3 @@ def _listen(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _is_served(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-    return True

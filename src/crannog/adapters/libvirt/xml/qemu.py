@@ -31,6 +31,10 @@ _SLOT_LAST_DISK = 0x1D
 _SLOT_BALLOON = 0x1E
 """0x1f is the chipset itself: LPC, SATA and SMBus (QEMU, hw/i386/pc_q35.c)."""
 
+_SLOW_EMULATED = ("erms", "fsrm")
+"""Promises of fast string moves, upon which kernels copy by `rep movsb`: emulated, that takes three times as long as the
+loops which they use otherwise."""
+
 
 def _address(slot: int) -> Element:
     return element("address", type="pci", domain="0x0000", bus="0x00", slot=f"0x{slot:02x}", function="0x0")
@@ -84,7 +88,8 @@ class QemuMachine(Machine):
         if self._is_native:
             yield element("cpu", mode="host-passthrough", check="none", migratable="off")
         else:
-            yield element("cpu", mode="maximum", check="none", migratable="on")
+            slow = (element("feature", policy="disable", name=name) for name in _SLOW_EMULATED)
+            yield element("cpu", *slow, mode="maximum", check="none", migratable="on")
 
     def devices(self) -> Iterable[Element]:
         """Yield all devices."""
