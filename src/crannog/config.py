@@ -70,6 +70,7 @@ class Paths:
         self.policy_log = self.logs + "/policy.log"
         self.services_log = self.logs + "/services.log"
         self.services = self.home + "/qubes-rpc"
+        self.clipboard = self.run + "/clipboard"
 
     @property
     def policy_folders(self) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ import pytest
 from tests.gui.desktop import Desktop, wait_for
 from tests.vm.home import Home
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
 NAME, GREEN = "work", "73d216"
 SCREEN, SHELL = f"[{NAME}] screen", f"[{NAME}] shell"
-SECONDS = 120
+SECONDS = 180
 """Most that an emulated guest takes for anything."""
 
 
@@ -96,6 +96,7 @@ def test_the_whole_desktop_in_one_window_and_back(desktop: Desktop, home: Home, 
         return len(titles) == 1 and titles[0] != SHELL
 
     wait_for("one window with the desktop", see_desktop, SECONDS)
+    wait_for("its frame, and the terminal in it", lambda: desktop.look().count(GREEN) > 5000, SECONDS)
     keep_picture(desktop, "fullscreen")
     home.ok("qvm-features", NAME, "seamless-gui-mode", "1")
     wait_for_titles(desktop, SHELL)

@@ -51,7 +51,7 @@ async def test_all_formats_and_worked_out_columns(inside: Inside) -> None:
         rows = json.loads(await ok(inside, "qvm_ls", "--json", "--format", name))
         assert [list(row) for row in rows] == [fields.split(",")] * 3
         assert [row["name"] for row in rows] == ["dom0", "debian", "work"]
-    assert await ok(inside, "qvm_ls", "--raw-data", "-O", "flags", "work") == "a-------\n"
+    assert await ok(inside, "qvm_ls", "--raw-data", "-O", "flags", "work") == "a--------\n"
 
 
 async def test_json_knows_the_type_of_each_property(inside: Inside) -> None:

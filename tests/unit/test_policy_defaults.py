@@ -32,6 +32,9 @@ qubes.Filecopy          work   dom0      =>  deny
 qubes.OpenInVM          work   vault     =>  ask    target=@dispvm:dvm
 qubes.OpenURL           work   @dispvm   =>  ask    target=@dispvm:dvm
 qubes.OpenURL           work   dom0      =>  deny
+qubes.ClipboardPaste    work   vault     =>  ask    target=vault
+qubes.ClipboardPaste    work   dom0      =>  deny
+qubes.ClipboardCopy     work   vault     =>  deny
 qubes.GetDate           work   dom0      =>  allow  target=dom0
 qubes.GetDate           work   @default  =>  allow  target=dom0
 qubes.GetDate           work   vault     =>  deny

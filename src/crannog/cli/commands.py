@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from crannog.cli.options import Command
 
 COMMANDS = {
+    "crannog clipboard": "clipboard:COMMAND",
     "crannog complete": "completion:COMMAND",
     "crannog daemon": "housekeeping:DAEMON",
     "crannog doctor": "doctor:COMMAND",

@@ -17,6 +17,7 @@ COMMANDS = {
     "events": ("events:main", "print what happens, as it happens"),
     "show": ("show:main_show", "open the displays of a VM that were closed"),
     "screenshot": ("show:main_screenshot", "save the picture of a VM's emulated screen"),
+    "clipboard": ("clipboard:main", "bring text from the clipboard of one VM into that of another"),
     "daemon": ("housekeeping:main_daemon", "show or stop the daemon"),
     "services": ("services:main", "offer the Admin API as qrexec services"),
     "complete": ("completion:main", "say what could be typed next, for shells"),

@@ -27,7 +27,7 @@ class Recipe:
 
 # What guest/gui needs, and a terminal, so that there is something to show. xpra draws with python3-pil and asks the X
 # server for its own fonts; openbox is the window manager of a desktop that is shown as one window.
-_GUI_PACKAGES = ("openbox", "python3-pil", "xauth", "xfonts-base", "xpra", "xterm", "xvfb")
+_GUI_PACKAGES = ("openbox", "python3-pil", "xauth", "xclip", "xfonts-base", "xpra", "xterm", "xvfb")
 
 _RECIPES = (
     Recipe(
