@@ -21,6 +21,8 @@ import benchmarks
 BIN = os.path.dirname(sys.executable)
 MIN_RUNS = 5
 COMMAND_TIMEOUT = 300
+PARTS = {"harness", "desktop"}
+"""Modules beside the benchmarks that are none."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def print_table(rows: list[Row]) -> None:
 
 def main() -> int:
     """Run the named benchmarks and return the exit code."""
-    names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "harness")
+    names = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - PARTS)
     parser = argparse.ArgumentParser(description="Measure, against a reference measured in the same run.")
     parser.add_argument("name", choices=names, help="which benchmark")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

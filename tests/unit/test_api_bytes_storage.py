@@ -530,7 +530,8 @@ OTHERS = (
     talk(
         "the host",
         say("crannog.Capabilities+ dom0", ok("accel=tcg\nhvm=True\nemulator=/usr/bin/qemu-system-x86_64\n")),
-        say("crannog.Diagnose+ dom0", ok("everything here is a stand-in\nVMs are not shown: this host keeps what would be shown.\n")),
+        say("crannog.Diagnose+ dom0",
+            ok("everything here is a stand-in\nVMs are not shown: this host keeps what would be shown.\n")),
         say("crannog.Diagnose+ work", ONLY_DOM0),
     ),
 )  # fmt: skip
