@@ -32,8 +32,8 @@ _SLOT_BALLOON = 0x1E
 """0x1f is the chipset itself: LPC, SATA and SMBus (QEMU, hw/i386/pc_q35.c)."""
 
 _SLOW_EMULATED = ("erms", "fsrm")
-"""Promises of fast string moves, upon which kernels copy by `rep movsb`. Emulated, that takes three times as long as the
-loops that they use otherwise."""
+"""Promises of fast string moves, upon which kernels copy by `rep movsb`. Emulated, that takes three times as long as
+the loops that they use otherwise."""
 
 
 def _address(slot: int) -> Element:
