@@ -23,7 +23,7 @@ class DesktopBench(DisplaysBench):
         self.paths = paths
 
     def is_shown(self) -> bool:
-        return "[work] screen" in self.desktop.titles().values()
+        return "[work] emulated screen" in self.desktop.titles().values()
 
 
 class TestDesktop(DisplaysContract):

@@ -19,7 +19,7 @@ from tests.vm.home import Home
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 NAME, ORANGE = "bare", "f57900"
-TITLE = f"[{NAME}] screen"
+TITLE = f"[{NAME}] emulated screen"
 FRAME = 4
 
 

@@ -54,7 +54,7 @@ class Viewer:
 
     def _show(self, name: str, colour: str) -> None:
         self._name = name
-        self._window.set_title(f"[{name}] screen")
+        self._window.set_title(f"[{name}] emulated screen")
         self._label.set_text(name)
         provider = Gtk.CssProvider()
         provider.load_from_data(STYLE.format(frame=FRAME, colour=colour, ink=contrast_to(colour)).encode())
