@@ -1,6 +1,7 @@
 """The handover of a real HVM with tools, on a desktop, by what is to be seen there (design.md, B9 and B10)."""
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -59,6 +60,7 @@ def keep_picture(desktop: Desktop, name: str) -> None:
     """Keep a picture of the desktop for the documentation, where the caller wants one."""
     folder = os.environ.get("CRANNOG_PICTURES", "")
     if folder:
+        time.sleep(5)  # so that all is painted
         desktop.run("import", "-window", "root", f"{folder}/{name}.png")
 
 
@@ -125,7 +127,7 @@ def test_a_daemon_that_comes_later_leaves_all_as_it_is(desktop: Desktop, home: H
 
 def test_a_reboot_begins_anew(desktop: Desktop, home: Home, terminal: int) -> None:
     assert terminal
-    home.ok("qvm-run", "--user", "root", NAME, "reboot")
+    home.run("qvm-run", "--user", "root", NAME, "reboot")  # which ends with the agent
     wait_for_titles(desktop, SCREEN)
     wait_for_titles(desktop)  # handed over again, and no program runs yet
 
