@@ -6,8 +6,11 @@ from crannog.cli.clipboard_guest import PASTE
 from crannog.cli.clipboard_store import Clip
 from crannog.client.connection import Client
 from crannog.errors import DeniedError, NotFoundError
-from crannog.rpc.errand import HOST, Verdict, ask_policy
-from crannog.rpc.triggers import Trigger
+
+# Importing typing would cost each tool 8 ms; type checkers take this name for true.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crannog.rpc.errand import Verdict
 
 
 def list_uuids(client: Client) -> dict[str, str]:
@@ -25,6 +28,9 @@ def decide(client: Client, clip: Clip, vm: str) -> Verdict:
     A VM gets its own text back without a question. Raises DeniedError when the policy, or the user, says no, and
     NotFoundError when the VM that had the text is gone.
     """
+    from crannog.rpc.errand import HOST, Verdict, ask_policy
+    from crannog.rpc.triggers import Trigger
+
     uuids = list_uuids(client)
     # Rules are about names: those of today, also of a VM that was renamed, or made anew under an old name.
     sources = [name for name, uuid in uuids.items() if clip.uuid and uuid == clip.uuid]

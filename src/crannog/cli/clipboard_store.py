@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 from crannog.config import Paths
 from crannog.errors import StorageError
@@ -18,13 +17,19 @@ LIFETIME = 600.0
 _LOCK = ".lock"
 
 
-class Clip(NamedTuple):
+class Clip:
     """What is in the global clipboard: of which VM, since when (seconds of time.time), and the text as UTF-8."""
 
-    vm: str
-    uuid: str
-    copied: float
-    text: bytes
+    def __init__(self, vm: str, uuid: str, copied: float, text: bytes) -> None:
+        self.vm = vm
+        self.uuid = uuid
+        self.copied = copied
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Clip) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Clipboard:
