@@ -51,14 +51,27 @@ class Viewer:
         self._screen = GtkVnc.Display()
         self._window = self._build()
         self._listen()
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Do as a spare what takes long the first time: styles, fonts, and the X windows."""
+        self._dress("#000000")
+        self._label.set_text("warm-up")
+        self._window.get_child().show_all()
+        self._window.realize()
+        self._screen.realize()
+        self._label.get_layout().get_pixel_size()
+
+    def _dress(self, colour: str) -> None:
+        provider = Gtk.CssProvider()
+        provider.load_from_data(STYLE.format(frame=FRAME, colour=colour, ink=contrast_to(colour)).encode())
+        Gtk.StyleContext.add_provider_for_screen(Gdk.Screen.get_default(), provider, 800)
 
     def _show(self, name: str, colour: str) -> None:
         self._name = name
         self._window.set_title(f"[{name}] emulated screen")
         self._label.set_text(name)
-        provider = Gtk.CssProvider()
-        provider.load_from_data(STYLE.format(frame=FRAME, colour=colour, ink=contrast_to(colour)).encode())
-        Gtk.StyleContext.add_provider_for_screen(Gdk.Screen.get_default(), provider, 800)
+        self._dress(colour)
         self._window.show_all()
         self._screen.grab_focus()
 
