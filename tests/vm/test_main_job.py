@@ -118,7 +118,7 @@ def unfilter(kind: int, line: bytes, above: bytes) -> bytes:
 def test_stages_and_plan_are_shown(shared_home: Home, work: str) -> None:
     plan = shared_home.ok("qvm-start", "--dry-run", work)
     assert shared_home.state(work) == "Halted"
-    verbs = ["prepare", "prepare", "prepare", "reserve", "start", "create", "resume", "wait"]
+    verbs = ["prepare", "prepare", "prepare", "reserve", "start", "open", "create", "resume", "wait"]
     assert [line.split()[0] for line in plan.splitlines()] == verbs
     stages = shared_home.ok("qvm-start", "--verbose", work)
     assert all(stage in stages for stage in ("volume ready", "domain created", "running", "agent answers", "in all"))
