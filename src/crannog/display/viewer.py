@@ -45,7 +45,7 @@ class Viewer:
     def __init__(self, control: socket.socket) -> None:
         self._name = ""
         self._control = control
-        self._is_drawn = False
+        self._has_picture = self._is_drawn = False
         self.exit_code = EXIT_GONE
         self._label = Gtk.Label()
         self._screen = GtkVnc.Display()
@@ -97,6 +97,7 @@ class Viewer:
         self._screen.set_keyboard_grab(False)
         self._screen.connect("vnc-initialized", self._note_initialized)
         self._screen.connect("vnc-desktop-resize", self._note_size)
+        self._screen.connect("draw", self._note_draw)
         self._screen.connect("vnc-disconnected", lambda *_: self._quit(EXIT_GONE))
         self._window.connect("delete-event", self._note_closed)
         GLib.io_add_watch(self._control.fileno(), GLib.IO_IN | GLib.IO_HUP, self._take_message)
@@ -118,10 +119,14 @@ class Viewer:
         screen.get_connection().connect("vnc-framebuffer-update", self._note_picture)
 
     def _note_picture(self, *_: object) -> None:
-        if not self._is_drawn:
+        self._has_picture = True
+
+    def _note_draw(self, *_: object) -> bool:
+        if self._has_picture and not self._is_drawn:
             self._is_drawn = True
-            # After the widget has drawn what it was just told to.
-            GLib.idle_add(self._send, b"drawn", priority=GLib.PRIORITY_LOW)
+            # Once the widget has drawn, which it is about to do.
+            GLib.idle_add(self._send, b"drawn", priority=GLib.PRIORITY_DEFAULT)
+        return False
 
     def _note_closed(self, *_: object) -> bool:
         self._send(b"closed")
