@@ -1,5 +1,6 @@
 """The contract of displays with the real ones: a real viewer on a desktop, over a real QEMU's screen."""
 
+import asyncio
 import subprocess
 from collections.abc import AsyncIterator
 
@@ -62,3 +63,9 @@ class TestDesktop(DisplaysContract):
         assert bench.is_shown()
         bench.displays.close(DisplayKind.SCREEN, SHOWN.uuid)
         await bench.hears(DisplayNews.ENDED)
+
+    async def test_a_spare_ends_with_the_daemon(self, bench: DesktopBench) -> None:
+        bench.displays.prepare()
+        await asyncio.sleep(0.1)
+        await bench.displays.close_all()
+        assert bench.desktop.titles() == {}

@@ -97,7 +97,7 @@ def test_a_connection_without_an_agent_display_is_none() -> None:
     handover = begun(TOOLS)
     handover.change(5, BARE)
     assert handover.note_connected(6) == []
-    assert not handover.is_connected
+    assert handover.tick(7) == []  # and the screen stays
 
 
 def test_an_agent_display_that_is_taken_away_is_stopped_then_killed() -> None:

@@ -156,11 +156,6 @@ class Handover:
         return not self._is_running and self._screen.is_absent and self._agent.is_absent
 
     @property
-    def is_connected(self) -> bool:
-        """Whether the agent display shows the guest."""
-        return self._is_connected
-
-    @property
     def due(self) -> float | None:
         """When `tick` must be called at the latest; None: not before something happens."""
         dues = [part.due for part in (self._screen, self._agent)]

@@ -2,9 +2,9 @@
 
 A program of its own: it runs in the sandbox (display/sandbox.py) with the distribution's Python and gtk-vnc, which
 reads what the guest draws, and imports nothing of the package. On standard input it has a socket to display/screen.py,
-a message a time (SOCK_SEQPACKET): it gets `show VM #rrggbb`, upon which the window is there, `connect`, with the
-connected VNC socket beside it, and `state TEXT`; it sends `drawn` when the first picture is on the screen, and `closed`
-when the user closes the window. Until it is told what to show it is a spare: starting it is what takes long.
+a message a time (SOCK_SEQPACKET): it gets `show VM #rrggbb`, upon which the window is there, and `connect`, with
+the connected VNC socket beside it; it sends `drawn` when the first picture is on the screen, and `closed` when the user
+closes the window. Until it is told what to show it is a spare: starting it is what takes long.
 
 Title, frame and bar are made of what Crannog says, never of what the guest does. Cut buffers are not passed on.
 """
@@ -43,7 +43,6 @@ class Viewer:
     """The window, and the socket to who started it."""
 
     def __init__(self, control: socket.socket) -> None:
-        self._name = ""
         self._control = control
         self._has_picture = self._is_drawn = False
         self.exit_code = EXIT_GONE
@@ -68,7 +67,6 @@ class Viewer:
         Gtk.StyleContext.add_provider_for_screen(Gdk.Screen.get_default(), provider, 800)
 
     def _show(self, name: str, colour: str) -> None:
-        self._name = name
         self._window.set_title(f"[{name}] emulated screen")
         self._label.set_text(name)
         self._dress(colour)
@@ -140,9 +138,6 @@ class Viewer:
         elif message.startswith(b"show "):
             _, name, colour = message.decode("ascii", "replace").split(" ")
             self._show(name, colour)
-        elif message.startswith(b"state "):
-            text = message[6:].decode("ascii", "replace")
-            self._label.set_text(f"{self._name}: {text}" if text else self._name)
         elif not message:
             self._quit(EXIT_GONE)
             return False

@@ -13,9 +13,10 @@ import socket
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from crannog.adapters.display.parts import describe_parts, missing_parts
+from crannog.adapters.display.spare import Spare
 from crannog.config import Paths
 from crannog.core.displays import DisplayKind, DisplayNews, Shown
 from crannog.core.handover import GuiMode
@@ -28,8 +29,6 @@ CONNECT_TIMEOUT = 10.0
 """Seconds in which a process must have its status socket."""
 ADOPTION_TIMEOUT = 0.5
 _RETRY = 0.01
-_SPARE_PAUSE = 2.0
-"""Seconds before another spare is made: not while the VM that took the last one needs the processors."""
 _LINE_MAX = 512
 _WORDS = {
     "drawn": DisplayNews.DRAWN,
@@ -53,7 +52,6 @@ class _Process:
     pidfd: int | None = None
     writer: asyncio.StreamWriter | None = None
     task: asyncio.Task[None] | None = None
-    is_told_to_end: bool = field(default=False)
 
 
 class DesktopDisplays:
@@ -65,8 +63,10 @@ class DesktopDisplays:
         self._listeners: list[DisplayListener] = []
         self._environment = dict(os.environ)
         """What the processes get: the daemon's own as it was, with the X display that was named last."""
-        self._spare: asyncio.Task[asyncio.subprocess.Process] | None = None
-        """A screen's process whose viewer is ready, as starting one takes longer than a VM's start."""
+        self._spare = Spare(
+            lambda: self._spawn([*_SCREEN, "--spare"], "spare", stdin=subprocess.PIPE),
+            may_start=lambda: not self.describe_problem(),
+        )
 
     def listen(self, listener: DisplayListener) -> None:
         """Have `listener` called with all news."""
@@ -83,16 +83,15 @@ class DesktopDisplays:
     def move(self, display: str, authority: str) -> None:
         """Show VMs on another X display from now on."""
         self._environment |= {"DISPLAY": display, "XAUTHORITY": authority}
-        self._drop_spare()
+        self._spare.drop()
 
     def prepare(self) -> None:
         """Have the next VM's screen shown at once, where VMs can be shown."""
-        if self._spare is None and not self.describe_problem():
-            self._spare = asyncio.ensure_future(self._spawn([*_SCREEN, "--spare"], "spare", stdin=subprocess.PIPE))
+        self._spare.prepare()
 
     async def close_all(self) -> None:
         """Leave the processes to themselves, as the daemon ends; they go on. A spare ends."""
-        self._drop_spare()
+        await self._spare.drop()
 
     async def adopt(self, shown: Shown) -> frozenset[DisplayKind]:
         """Follow the processes of a VM that a former daemon started; return which there are."""
@@ -113,7 +112,7 @@ class DesktopDisplays:
         process = _Process(self._paths.display_socket(kind.name.lower(), shown.uuid))
         options = ["--name", shown.name, "--colour", shown.colour, "--status", process.path]
         if kind is DisplayKind.SCREEN:
-            process.child = await self._use_spare(
+            process.child = await self._show_screen(
                 [*options, "--vnc", self._paths.screen_socket(shown.uuid)], shown.name
             )
         else:
@@ -138,27 +137,14 @@ class DesktopDisplays:
         else:
             self._tell(uuid, DisplayKind.AGENT, DisplayNews.MODE_FAILED)
 
-    async def _use_spare(self, options: list[str], name: str) -> asyncio.subprocess.Process:
+    async def _show_screen(self, options: list[str], name: str) -> asyncio.subprocess.Process:
         """Have a screen shown by the spare process, else by a new one; return it."""
-        spare, self._spare = self._spare, None
-        try:
-            process = await spare if spare else None
-        except DisplayError:
-            process = None
-        if process is None or process.returncode is not None or process.stdin is None:
-            process = await self._spawn([*_SCREEN, *options], name)
-        else:
-            process.stdin.write(json.dumps(options).encode() + b"\n")
-            process.stdin.close()
-        asyncio.get_running_loop().call_later(_SPARE_PAUSE, self.prepare)
+        process = await self._spare.take()
+        if process is None or process.stdin is None:
+            return await self._spawn([*_SCREEN, *options], name)
+        process.stdin.write(json.dumps(options).encode() + b"\n")
+        process.stdin.close()
         return process
-
-    def _drop_spare(self) -> None:
-        spare, self._spare = self._spare, None
-        if spare and spare.done() and not spare.cancelled() and not spare.exception():
-            spare.result().terminate()
-        elif spare:
-            spare.cancel()
 
     async def _spawn(
         self, words: tuple[str, ...] | list[str], name: str, stdin: int = subprocess.DEVNULL
