@@ -183,7 +183,8 @@ class Full:
         # A console whose cursor is not seen changes by what is typed only.
         call("qvm-run", "--user", "root", FULL, r"printf '\033[?25l' >/dev/tty1")
         call("qvm-prefs", FULL, "debug", "True")
-        windows = {name: self._desktop.wait_for_window(f"[{FULL}] {name}") for name in ("guest", "screen")}
+        titles = {"guest": "guest", "screen": "emulated screen"}
+        windows = {name: self._desktop.wait_for_window(f"[{FULL}] {title}") for name, title in titles.items()}
         return Keys(self._desktop, windows)
 
 
