@@ -62,6 +62,14 @@ class World:
     async def start(self) -> None:
         await self.inside.lifecycle.start(self.vm, StartRequest(wait=False))
 
+    async def hand_over(self) -> None:
+        """Start the VM, and have its agent display connected."""
+        await self.start()
+        self.announce()
+        await self.until(SCREEN, AGENT)
+        self.tell(AGENT, DisplayNews.CONNECTED)
+        await self.until(AGENT)
+
     async def until(self, *kinds: DisplayKind) -> None:
         async with asyncio.timeout(5):
             while self.open_now() != set(kinds):  # noqa: ASYNC110
@@ -101,11 +109,7 @@ async def test_an_hvm_has_its_screen_from_the_start_to_the_end(world: World) -> 
 
 
 async def test_the_handover(world: World) -> None:
-    await world.start()
-    world.announce()
-    await world.until(SCREEN, AGENT)
-    world.tell(AGENT, DisplayNews.CONNECTED)
-    await world.until(AGENT)
+    await world.hand_over()
     assert world.desk.modes == {world.vm.uuid: GuiMode.SEAMLESS}
     world.tell(AGENT, DisplayNews.LOST)
     await world.until(SCREEN, AGENT)
@@ -119,11 +123,7 @@ async def test_an_agent_without_a_gui_agent_changes_nothing(world: World) -> Non
 
 
 async def test_tools_that_switch_their_gui_agent_off_get_the_screen_back(world: World) -> None:
-    await world.start()
-    world.announce()
-    await world.until(SCREEN, AGENT)
-    world.tell(AGENT, DisplayNews.CONNECTED)
-    await world.until(AGENT)
+    await world.hand_over()
     world.announce(gui=False)
     await world.until(SCREEN)
 
@@ -152,11 +152,7 @@ async def test_an_agent_display_that_is_found_stays_until_something_is_heard_of_
 
 
 async def test_debug_mode_is_followed_while_the_vm_runs(world: World) -> None:
-    await world.start()
-    world.announce()
-    await world.until(SCREEN, AGENT)
-    world.tell(AGENT, DisplayNews.CONNECTED)
-    await world.until(AGENT)
+    await world.hand_over()
     world.inside.inventory.editor.set_property(world.vm, "debug", "True")
     await world.until(SCREEN, AGENT)
     world.inside.inventory.editor.reset_property(world.vm, "debug")
@@ -164,11 +160,7 @@ async def test_debug_mode_is_followed_while_the_vm_runs(world: World) -> None:
 
 
 async def test_another_mode_is_told_while_the_vm_runs(world: World) -> None:
-    await world.start()
-    world.announce()
-    await world.until(SCREEN, AGENT)
-    world.tell(AGENT, DisplayNews.CONNECTED)
-    await world.until(AGENT)
+    await world.hand_over()
     world.inside.inventory.editor.set_feature(world.vm, "seamless-gui-mode", "")
     await asyncio.sleep(0.05)
     assert world.desk.modes == {world.vm.uuid: GuiMode.FULLSCREEN}

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from crannog.rpc.nursery_messages import Birth
 from crannog.rpc.place import PROGRAM, Place
 from crannog.rpc.strays import end_strays
 from crannog.rpc.vm_process import main
+from tests.fakes import short_folder
 from tests.unit.guest_peer import GuestPeer, policy_stand_in
 from tests.unit.nursery_world import NurseryWorld, descendants, nursery_world, open_files, until
 
@@ -32,8 +32,8 @@ UUID = "99999999-2222-3333-4444-555555555555"
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
     """Give a folder with a short name: it is for sockets."""
-    with tempfile.TemporaryDirectory(prefix="n-", dir="/tmp") as folder:
-        yield Path(folder)
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

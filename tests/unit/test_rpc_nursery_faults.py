@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from crannog.rpc import nursery_link
 from crannog.rpc import nursery_messages as messages
 from crannog.rpc.nursery_link import PROGRAM
 from crannog.rpc.nursery_messages import Birth
+from tests.fakes import short_folder
 from tests.unit.nursery_world import (
     ENVIRONMENT,
     NurseryWorld,
@@ -51,8 +51,8 @@ STARTS = 200
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
     """Give a folder with a short name: it is for sockets."""
-    with tempfile.TemporaryDirectory(prefix="n-", dir="/tmp") as folder:
-        yield Path(folder)
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
