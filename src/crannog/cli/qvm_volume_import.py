@@ -95,7 +95,7 @@ def _have_imported(volume: Volume, path: bytes, amount: int) -> None:
 
 
 def _watch(act: Callable[[], None], look: Callable[[], None]) -> None:
-    """Do something that takes its time, and look now and then how far it is. Raises what it raises."""
+    """Do something that takes its time, look now and then how far it is, and once more at its end. Raises what it raises."""
     import threading
 
     failures: list[BaseException] = []
@@ -108,11 +108,13 @@ def _watch(act: Callable[[], None], look: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():
+    is_over = False
+    while not is_over:
         thread.join(PAUSE)
+        is_over = not thread.is_alive()
+        if failures:
+            raise failures[0]
         look()
-    if failures:
-        raise failures[0]
 
 
 def _find_size(options: Values, data: int) -> str:
