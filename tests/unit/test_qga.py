@@ -20,8 +20,8 @@ from tests.unit.rpc_world import World, memory_of, wait_until
 
 HASTY = """
 import sys
-from crannog.rpc import qga, qga_port, vm_process
-vm_process.FALLBACK_WAIT, qga.PATIENCE, qga.PING_PAUSE = 0.1, float(sys.argv[1]), 0.3
+from crannog.rpc import qga, qga_port, vm_loop, vm_process
+vm_loop.FALLBACK_WAIT, qga.PATIENCE, qga.PING_PAUSE = 0.1, float(sys.argv[1]), 0.3
 qga_port.SILENCE_MAX, qga_port.RESYNC_PAUSE, qga_port.RECONNECT_PAUSE = 1.0, 0.2, 0.2
 sys.exit(vm_process.main(sys.argv[2:]))
 """

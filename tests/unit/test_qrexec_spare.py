@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crannog.rpc.guest_calls import Errand
+from crannog.rpc.guest_call import Errand
 from crannog.rpc.spare_errands import SpareErrands, decode_order, encode_order
 from crannog.rpc.triggers import Trigger
 from tests.unit.rpc_world import is_alive, wait_until

@@ -85,6 +85,11 @@ class CallEnd:
         except (OSError, ProtocolError):
             self.close()
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the peer has not taken all that is for it."""
+        return bool(self._out) and not self.is_closed
+
     def flush(self) -> None:
         """Send what the peer takes now."""
         try:

@@ -18,7 +18,7 @@ from crannog.client.rpc import is_served, run_command
 from crannog.config import Paths
 from crannog.errors import CrannogError, NotFoundError, RpcError, VMNotHaltedError
 from crannog.rpc.errand_start import keep_errors
-from crannog.rpc.guest_calls import REFUSED
+from crannog.rpc.guest_call import REFUSED
 from crannog.rpc.service_config import ServiceConfig, read_config
 from crannog.rpc.services import FOLDERS, Caller, Kind, Service, find_service
 from crannog.rpc.socket_service import pass_to_socket

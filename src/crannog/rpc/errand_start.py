@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from crannog.errors import CrannogError, RpcError
-from crannog.rpc.guest_calls import Errand
+from crannog.rpc.guest_call import Errand
 
 TROUBLE = 125
 _VERDICT, LOG_FD = 3, 4

@@ -89,6 +89,11 @@ class QrexecClient:
             self._broker.log(f"a client is turned away: {error}")
             self.close()
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the client has not taken all that is for it."""
+        return bool(self._out) and not self.is_closed
+
     def flush(self) -> None:
         """Send what the client takes now."""
         if not self._out or self.is_closed:

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from crannog.errors import ProtocolError, RpcError
 from crannog.rpc import qrexec_messages as qm
-from crannog.rpc.guest_calls import Errand
+from crannog.rpc.guest_call import Errand
 from crannog.rpc.qrexec_messages import Message, MessageParser
 
 READ_SIZE = 262144

@@ -31,7 +31,7 @@ from crannog.rpc.errand import (
     parse_answer,
 )
 from crannog.rpc.errand_start import LOG_FD, spawn_program, start_errand
-from crannog.rpc.guest_calls import Errand
+from crannog.rpc.guest_call import Errand
 from crannog.rpc.qrexec_client import MEET_PATIENCE, PATIENCE, Control, find_socket
 from crannog.rpc.qrexec_data import ServicePump, send_end, shake_hands
 from crannog.rpc.qrexec_messages import ExecParams, MessageParser

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from crannog.errors import RpcError
-from crannog.rpc.guest_calls import Errand
+from crannog.rpc.guest_call import Errand
 
 
 @dataclass

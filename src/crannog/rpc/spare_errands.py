@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from crannog.rpc.errand_start import Run, start_errand
-from crannog.rpc.guest_calls import Errand
+from crannog.rpc.guest_call import Errand
 from crannog.rpc.triggers import Trigger
 
 KEPT = 0.5

@@ -2,193 +2,30 @@
 
 It connects to the channel's socket, which QEMU makes, and serves local clients on a socket of its own
 (formats: rpc/frames.py). It outlives the daemon, and ends by itself when QEMU closes the channel. One thread,
-one loop. There is one for each running VM: crannogd has rpc/nursery.py fork it, so that all share what they load.
+one loop (vm_loop.py). There is one for each running VM: crannogd has rpc/nursery.py fork it, so that all share what
+they load.
 """
 
 import argparse
 import contextlib
 import os
-import select
 import signal
-import socket
 import sys
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from crannog.core.announcement import AgentStatus
 from crannog.core.qga import qga_path
 from crannog.errors import CrannogError
-from crannog.rpc.call_end import CallEnd
-from crannog.rpc.channel import OUT_MAX, GuestChannel
-from crannog.rpc.endpoints import connect_channel, keep_complaints, listen, make_log, wait
-from crannog.rpc.guest_calls import Errand, GuestCall, GuestCalls
-from crannog.rpc.local import LocalClient
+from crannog.rpc.channel import GuestChannel
+from crannog.rpc.endpoints import connect_channel, keep_complaints, listen, make_log
+from crannog.rpc.guest_call import Errand
+from crannog.rpc.guest_calls import GuestCalls
 from crannog.rpc.place import Place
-from crannog.rpc.qrexec_clients import QrexecClient
 from crannog.rpc.qrexec_door import QrexecDoor
 from crannog.rpc.qrexec_ending import Ending
 from crannog.rpc.triggers import Trigger
+from crannog.rpc.vm_loop import VmLoop
 
-if TYPE_CHECKING:
-    from crannog.rpc.qga import Fallback
-
-READ_SIZE = 262144
 CONNECT_WAIT = 60.0
-CLIENTS_MAX = 512
-FALLBACK_WAIT = 10.0
-"""Seconds that our agent has before QEMU's is looked for; most guests have started it by then."""
-
-
-class VmProcess:
-    """The loop over the channel, the listening socket and the clients."""
-
-    def __init__(
-        self,
-        channel: GuestChannel,
-        guest: socket.socket,
-        listener: socket.socket,
-        user: str,
-        door: QrexecDoor,
-        guest_calls: GuestCalls | None = None,
-        ending: Ending | None = None,
-    ) -> None:
-        """Without `guest_calls`, calls that the guest makes are refused. `ending` is who may end it while it waits."""
-        self._ending = ending or Ending()
-        self._door = door
-        self.channel = channel
-        self._guest_calls = guest_calls
-        self.channel.on_status = self._show_status
-        self._guest = guest
-        self._listener = listener
-        self._default_user = user
-        self._clients: dict[int, CallEnd | QrexecClient] = {}
-        self.qga = ""
-        """The socket of QEMU's guest agent, which stands in where ours does not come; empty: nothing does."""
-        self._fallback: Fallback | None = None
-        self._fallback_due = time.monotonic() + FALLBACK_WAIT
-
-    def run(self) -> None:
-        """Serve until the guest's end of the channel is closed."""
-        while self._turn():
-            pass
-        self.channel.fail_calls(f"the VM '{self.channel.vm}' has ended")
-        for client in self._clients.values():
-            client.flush()
-            client.close()
-        if self._guest_calls:
-            self._guest_calls.close()
-
-    def _turn(self) -> bool:
-        """Send what can be sent, wait once, read what is there; return whether the channel is still open."""
-        now = time.monotonic()
-        for call in self._door.meet(now):
-            self._clients[call.connection.fileno()] = call
-        self._advance_fallback(now)
-        for client in self._clients.values():
-            client.advance(now)
-            client.flush()
-        self._clients = {fd: client for fd, client in self._clients.items() if not client.is_closed}
-        if not self._send_to_guest():
-            return False
-        calls = self._list_others()
-        ready = dict(self._poll(now, {fd: events for fd, (events, _) in calls.items()}))
-        guest_events = ready.pop(self._guest.fileno(), 0) & ~select.POLLOUT
-        newcomers = [accept for fd, accept in self._doors().items() if ready.pop(fd, 0)]
-        for fd, events in ready.items():
-            if fd in calls:
-                calls[fd][1].serve(fd)
-            else:
-                self._clients[fd].serve(events)
-        if self._guest_calls:
-            self._guest_calls.bury()
-        for accept in newcomers:
-            accept()
-        return not guest_events or self._read_guest()
-
-    def _list_others(self) -> "dict[int, tuple[int, GuestCall | Fallback]]":
-        """Return what else to wait for: file descriptors with their poll events, and who serves them."""
-        found: dict[int, tuple[int, GuestCall | Fallback]] = {}
-        for part in (self._guest_calls, self._fallback):
-            found |= {fd: (events, call) for fd, events, call in part.wants()} if part else {}
-        return found
-
-    def _advance_fallback(self, now: float) -> None:
-        """Let QEMU's guest agent stand in where ours has not come in time; few VMs load what that needs."""
-        if self._fallback is None and self.qga and now >= self._fallback_due and not self.channel.is_ready:
-            from crannog.rpc.qga import Fallback
-
-            self._fallback = Fallback(self.channel, self.qga, self._door.log)
-        if self._fallback:
-            self._fallback.advance(now)
-
-    def _find_fallback_due(self, now: float) -> float | None:
-        if self._fallback:
-            return self._fallback.due(now)
-        return self._fallback_due if self.qga and not self.channel.is_ready else None
-
-    def _doors(self) -> dict[int, Callable[[], None]]:
-        """Return the sockets where clients may come in now, and what lets them in."""
-        doors = {self._listener.fileno(): self._accept} if len(self._clients) < CLIENTS_MAX else {}
-        listener = self._door.listener
-        return doors | ({listener.fileno(): self._accept_other} if listener else {})
-
-    def _poll(self, now: float, others: dict[int, int]) -> list[tuple[int, int]]:
-        """Wait for the sockets and `others`, and for the first deadline of a call that waits for the agent."""
-        poll = select.poll()
-        for fd, events in others.items():
-            poll.register(fd, events)
-        guest_in = select.POLLIN if len(self.channel.out) < OUT_MAX else 0
-        poll.register(self._guest, guest_in | (select.POLLOUT if self.channel.out else 0))
-        for fd in self._doors():
-            poll.register(fd, select.POLLIN)
-        for fd, client in self._clients.items():
-            poll.register(fd, client.events())
-        deadlines = [client.deadline for client in self._clients.values() if client.deadline is not None]
-        meeting = self._door.due(now)
-        deadlines += [when for when in (meeting, self._find_fallback_due(now)) if when is not None]
-        timeout = max(0.0, min(deadlines) - now) if deadlines else None
-        return self._ending.during(lambda: wait(poll, timeout))
-
-    def _send_to_guest(self) -> bool:
-        """Send what the channel takes now; return whether it is still open."""
-        try:
-            if self.channel.out:
-                with memoryview(self.channel.out) as view, view[:READ_SIZE] as part:
-                    count = self._guest.send(part)
-                del self.channel.out[:count]
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return True
-
-    def _read_guest(self) -> bool:
-        """Read what the guest has sent; return whether the channel is still open."""
-        try:
-            untrusted_data = self._guest.recv(READ_SIZE)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        self.channel.receive(untrusted_data)
-        return bool(untrusted_data)
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return
-        self._clients[connection.fileno()] = LocalClient(connection, self.channel, self._default_user, self._door.learn)
-
-    def _accept_other(self) -> None:
-        client = self._door.accept()
-        if client:
-            self._clients[client.connection.fileno()] = client
-
-    def _show_status(self, status: AgentStatus) -> None:
-        for client in self._clients.values():
-            client.show_status(status)
 
 
 def serve(place: Place, ending: Ending, starter: int | None = None, domain: int = 0) -> None:
@@ -208,7 +45,7 @@ def serve(place: Place, ending: Ending, starter: int | None = None, domain: int 
         if domain:
             door.open(domain)
         with listener, ending.during(lambda: connect_channel(place.channel_path, CONNECT_WAIT, starter)) as guest:
-            process = VmProcess(channel, guest, listener, place.default_user, door, calls, ending)
+            process = VmLoop(channel, guest, listener, place.default_user, door, calls, ending)
             process.qga = qga_path(place.channel_path)
             process.run()
     finally:
