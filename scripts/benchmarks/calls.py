@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 from tests.vm.guest import Guest, boot, boot_options, make_disk, make_overlay
 
 from benchmarks.harness import Row, summarize

@@ -21,8 +21,11 @@ import benchmarks
 BIN = os.path.dirname(sys.executable)
 MIN_RUNS = 5
 COMMAND_TIMEOUT = 300
-PARTS = {"harness", "desktop"}
+HELPERS = {"harness", "desktop"}
 """Modules beside the benchmarks that are none."""
+PARTS = {"rpc_memory", "disk_io", "domains"}
+"""Benchmarks that are parts of others too."""
+ALL, PAGE = "all", "page"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Figure:
 
     def __str__(self) -> str:
         scale = {"ms": 1e3, "us": 1e6, "MB": 1e-6}[self.unit]
-        return f"{scale * self.median:.1f} {self.unit} ({scale * self.least:.1f}-{scale * self.most:.1f})"
+        spread = f" ({scale * self.least:.1f}-{scale * self.most:.1f})" if self.least < self.most else ""
+        return f"{scale * self.median:.1f} {self.unit}{spread}"
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,32 @@ def print_table(rows: list[Row]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
+def find_names() -> list[str]:
+    """Return the names of all benchmarks."""
+    return sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - HELPERS)
+
+
 def main() -> int:
     """Run the named benchmarks and return the exit code."""
-    names = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - PARTS)
+    names = find_names()
     parser = argparse.ArgumentParser(description="Measure, against a reference measured in the same run.")
-    parser.add_argument("name", choices=names, help="which benchmark")
+    parser.add_argument("name", choices=[*names, ALL, PAGE], help="which benchmark; `page` writes docs/performance.md")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--keep", action="store_true", help="keep the result for docs/performance.md")
     parser.add_argument("--runs", type=int, default=MIN_RUNS, help=f"runs of each, at least {MIN_RUNS}")
     options = parser.parse_args()
-    rows = importlib.import_module(f"benchmarks.{options.name}").measure(options.runs)
+    if options.name in (ALL, PAGE):
+        wanted = [name for name in names if name not in PARTS] if options.name == ALL else []
+        from benchpage.all import run_all
+
+        return run_all(wanted, options.runs)
+    module = importlib.import_module(f"benchmarks.{options.name}")
+    began = time.time()
+    rows = module.measure(options.runs)
+    if options.keep:
+        from benchpage.results import keep
+
+        keep(options.name, module.__doc__ or "", rows, began)
     if options.json:
         print(json.dumps([asdict(row) | {"ratio": row.ratio, "is_met": row.is_met} for row in rows], indent=2))
     else:

@@ -6,13 +6,11 @@ hostile guest is a process that writes without end. With two processors, flood a
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 from tests.fakes import short_folder
 from tests.unit.guest_peer import policy_stand_in
 from tests.unit.hostile_floods import FLOODS

@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import struct
-import sys
 import tempfile
 import threading
 import time
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 from tests.unit import qrexec_world as qw
 from tests.unit.guest_peer import policy_stand_in
 from tests.unit.rpc_world import World, wait_until

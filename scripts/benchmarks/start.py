@@ -79,7 +79,7 @@ def measure_start(runs: int, home: str) -> Row:
     channel, console, overlay = f"{folder}/channel", f"{folder}/console", f"{folder}/root.qcow2"
     original = command_of(VM, home)
     volatile = re.findall(r'"filename":"([^"]*/root\.volatile\.qcow2)"', "\n".join(original))[0]
-    base = os.path.realpath(os.path.join(os.path.dirname(volatile), _backing_file(volatile)))
+    base = os.path.realpath(os.path.join(os.path.dirname(volatile), backing_file(volatile)))
     command = _without(by_hand(original, channel, console, overlay), "-object", "masterKey0")
     call("qvm-shutdown", "--wait", VM)
 
@@ -109,10 +109,10 @@ def _without(command: list[str], option: str, text: str) -> list[str]:
     return [word for i, word in enumerate(command) if i not in pairs and i - 1 not in pairs]
 
 
-def _backing_file(path: str) -> str:
+def backing_file(path: str) -> str:
     command = ["qemu-img", "info", "--force-share", path]
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return re.findall(r"^backing file: (\S+)", text, re.MULTILINE)[0]
+    return str(re.findall(r"^backing file: (\S+)", text, re.MULTILINE)[0])
 
 
 def _make_overlay(path: str, base: str) -> None:

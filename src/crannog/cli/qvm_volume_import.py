@@ -95,7 +95,10 @@ def _have_imported(volume: Volume, path: bytes, amount: int) -> None:
 
 
 def _watch(act: Callable[[], None], look: Callable[[], None]) -> None:
-    """Do something that takes its time, look now and then how far it is, and once more at its end. Raises what it raises."""
+    """Do something that takes its time, look now and then how far it is, and once more at its end.
+
+    Raises what it raises.
+    """
     import threading
 
     failures: list[BaseException] = []
