@@ -139,17 +139,18 @@ def test_an_agent_that_is_killed_takes_its_commands_with_it(home: Home, foreign:
     assert home.ok("qvm-run", foreign, "echo again") == "again\n"
 
 
-def test_a_guest_that_restarts_itself_is_found_again(home: Home, foreign: str) -> None:
+@pytest.mark.parametrize("command", ["reboot", "echo b >/proc/sysrq-trigger"], ids=["reboot", "reset"])
+def test_a_guest_that_restarts_itself_is_found_again(home: Home, foreign: str, command: str) -> None:
     boot_id = "cat /proc/sys/kernel/random/boot_id"
     before = home.ok("qvm-run", foreign, boot_id)
     call = home.popen("qvm-run", foreign, "sleep 600", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    home.run("qvm-run", foreign, "reboot")
-    _, complaint = call.communicate(timeout=100)
+    home.run("qvm-run", foreign, command)
+    _, complaint = call.communicate(timeout=130)
     assert (call.returncode, b"QEMU's guest agent" in complaint) == (125, True), complaint
     wait_until(
         lambda: home.run("qvm-run", foreign, boot_id).stdout.decode() not in ("", before),
         "commands run after the restart",
-        timeout=100,
+        timeout=130,
     )
 
 
