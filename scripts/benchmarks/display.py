@@ -184,7 +184,7 @@ class Full:
         call("qvm-run", "--user", "root", FULL, r"printf '\033[?25l' >/dev/tty1")
         call("qvm-prefs", FULL, "debug", "True")
         titles = {"guest": "guest", "screen": "emulated screen"}
-        windows = {name: self._desktop.wait_for_window(f"[{FULL}] {title}") for name, title in titles.items()}
+        windows = {name: self._desktop.wait_for_window(f"[{FULL}: debug] {title}") for name, title in titles.items()}
         return Keys(self._desktop, windows)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import pytest
 
@@ -32,9 +33,19 @@ class DisplaysBench(ABC):
             while self.is_shown():  # noqa: ASYNC110 - a desktop tells nobody what goes
                 await asyncio.sleep(0.05)
 
-    @abstractmethod
+    async def looks(self, colour: str, state: str) -> None:
+        """Expect that the screen is soon to be seen with a frame of that colour, and that state beside its name."""
+        async with asyncio.timeout(10):
+            while self.look() != (colour, state):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
     def is_shown(self) -> bool:
         """Tell whether the screen is to be seen."""
+        return self.look() is not None
+
+    @abstractmethod
+    def look(self) -> tuple[str, str] | None:
+        """Return the colour of the screen's frame, as #rrggbb, and the state beside its name; None without a screen."""
 
 
 class DisplaysContract:
@@ -66,6 +77,20 @@ class DisplaysContract:
         open_bench.displays.close(SCREEN, open_bench.shown.uuid)
         await open_bench.hears(DisplayNews.ENDED)
 
+    async def test_a_screen_looks_as_its_vm_does(self, bench: DisplaysBench) -> None:
+        await bench.displays.open(SCREEN, replace(bench.shown, state="starting"))
+        bench.displays.dress(replace(bench.shown, state="debug"))  # its process may not listen yet
+        await bench.hears(DisplayNews.DRAWN)
+        await bench.looks(bench.shown.colour, "debug")
+        bench.displays.dress(replace(bench.shown, colour="#3465a4", state="debug, paused"))
+        await bench.looks("#3465a4", "debug, paused")
+        bench.displays.dress(bench.shown)
+        await bench.looks(bench.shown.colour, "")
+        bench.displays.close(SCREEN, bench.shown.uuid)
+        await bench.hears(DisplayNews.ENDED)
+        bench.displays.dress(bench.shown)
+        assert bench.news.empty()
+
     async def test_what_is_not_open_is_closed_without_complaint(self, bench: DisplaysBench) -> None:
         for kind in DisplayKind:
             bench.displays.close(kind, bench.shown.uuid)
@@ -77,5 +102,5 @@ class DisplaysContract:
         assert await bench.displays.adopt(bench.shown) == frozenset()
 
     async def test_it_says_where_vms_are_shown(self, bench: DisplaysBench) -> None:
-        assert bench.displays.describe_problem() == ""
+        assert [bench.displays.describe_problem(kind) for kind in DisplayKind] == ["", ""]
         assert all(sentence.startswith("VMs are ") for sentence in bench.displays.diagnose())

@@ -21,6 +21,7 @@ folder = sys.argv[1]
 session.RUN, session.FOLDER = folder, folder + "/gui"
 session.SOCKET, session.AUTHORITY = folder + "/gui/xpra.sock", folder + "/gui/Xauthority"
 session.MODE_FILE, session.CONFIG, session.PROGRAMS = folder + "/mode", folder + "/gui.conf", "/dev/null"
+session.LAYOUT_FILE, session.AUTOSTART = folder + "/layout", "/dev/null"  # whose files would be this host's
 number = next(n for n in range(200, 300) if not os.path.exists(f"/tmp/.X11-unix/X{n}"))
 session.DISPLAY = f":{number}"
 session.X_SOCKET, session.X_LOCK = f"/tmp/.X11-unix/X{number}", f"/tmp/.X{number}-lock"
@@ -48,6 +49,8 @@ class LocalGuest:
         (services / "crannog.Display").symlink_to(self.run_folder / "gui/xpra.sock")
         display = self.run_folder / "gui/xpra.sock"
         self._offer("crannog.Display+wait", f"CRANNOG_GUI_SOCKET={display} exec {GUI}/services/crannog.Display+wait")
+        places = f"CRANNOG_GUI_SOCKET={display} CRANNOG_SESSION_FOLDER={self.run_folder}"
+        self._offer("crannog.Screenshot", f"{places} exec {GUI}/services/crannog.Screenshot")
         (configs / "crannog.Display").symlink_to(GUI / "rpc-config/crannog.Display")
         self._offer("qubes.SetGuiMode", f"cd {self.run_folder}; cat >mode.new; mv mode.new mode")
         os.environ |= {
@@ -65,11 +68,25 @@ class LocalGuest:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
+    def set_layout(self, layout: str) -> None:
+        """Write the keyboard layout into what is the guest DB here."""
+        (self.run_folder / "layout.new").write_text(layout)
+        (self.run_folder / "layout.new").rename(self.run_folder / "layout")
+
     def spawn(self, command: str) -> int:
         """Start a program of the guest's, as a call does; return its process number."""
         code, output, _ = self.world.run(f"{command} </dev/null >/dev/null 2>&1 & echo $!")
         assert code == 0
         return int(output)
+
+    def find_xpra(self) -> int:
+        """Return the process number of its xpra."""
+        with open(f"/proc/{self.session.pid}/task/{self.session.pid}/children") as file:
+            for pid in map(int, file.read().split()):
+                with open(f"/proc/{pid}/cmdline", "rb") as line:
+                    if line.read().split(b"\0")[1:2] == [b"/usr/bin/xpra"]:
+                        return pid
+        raise AssertionError("the guest has no xpra")
 
     def close(self) -> None:
         """End everything."""
@@ -82,11 +99,11 @@ class LocalGuest:
 class Forwarder:
     """A forwarder on a desktop, and one who watches its status."""
 
-    def __init__(self, desktop: Desktop, rpc: str, folder: Path) -> None:
+    def __init__(self, desktop: Desktop, rpc: str, folder: Path, name: str = NAME, colour: str = COLOUR) -> None:
         self.status = str(folder / "display.sock")
         self.log = folder / "display.log"
         self.lines: list[str] = []
-        words = ["--name", NAME, "--colour", f"#{COLOUR}", "--rpc", rpc, "--status", self.status]
+        words = ["--name", name, "--colour", f"#{colour}", "--rpc", rpc, "--status", self.status]
         command = [sys.executable, "-I", "-m", "crannog.display.forwarder", *words]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=desktop.environment, stderr=log, start_new_session=True)
@@ -104,6 +121,10 @@ class Forwarder:
             if line.startswith(beginning):
                 return line.strip()
 
+    def change_look(self, line: str) -> None:
+        """Have the windows look otherwise."""
+        self._connection.sendall(f"look {line}\n".encode())
+
     def set_mode(self, mode: str) -> None:
         """Have the guest told its mode, and wait until its display is there again."""
         self._connection.sendall(f"mode {mode}\n".encode())
@@ -113,6 +134,10 @@ class Forwarder:
 
     def clients(self) -> list[int]:
         """Return the process numbers of what runs in the sandbox, xpra's client among them."""
+        return [pid for pid in self.descendants() if _runs_client(pid)]
+
+    def descendants(self) -> list[int]:
+        """Return the process numbers of all that this process has started, and they."""
         found, parents = [], [self.process.pid]
         while parents:
             parent = parents.pop()
@@ -120,7 +145,7 @@ class Forwarder:
                 children = [int(word) for word in file.read().split()]
                 parents += children
                 found += children
-        return [pid for pid in found if _runs_client(pid)]
+        return found
 
     def close(self) -> int:
         """End it; return its exit code."""

@@ -1,6 +1,8 @@
 """The contract of displays with the real ones: a real viewer on a desktop, over a real QEMU's screen."""
 
 import asyncio
+import contextlib
+import re
 import subprocess
 from collections.abc import AsyncIterator
 
@@ -14,6 +16,7 @@ from tests.fakes import short_folder
 from tests.gui.desktop import Desktop
 
 pytestmark = pytest.mark.timeout(120)
+FRAME = 4
 SHOWN = Shown("12345678-0000", "work", "#cc0000")
 
 
@@ -23,8 +26,15 @@ class DesktopBench(DisplaysBench):
         self.desktop = desktop
         self.paths = paths
 
-    def is_shown(self) -> bool:
-        return "[work] emulated screen" in self.desktop.titles().values()
+    def look(self) -> tuple[str, str] | None:
+        for window, title in self.desktop.titles().items():
+            match = re.fullmatch(r"\[work(?:: ([a-z, ]+))?\] emulated screen", title)
+            if match:
+                with contextlib.suppress(KeyError):  # it has just gone
+                    x, y, _, height = self.desktop.place(window)
+                    colours = self.desktop.look().colours(x, y, FRAME, height)
+                    return "#" + "".join(colours if len(colours) == 1 else ()), match[1] or ""
+        return None
 
 
 class TestDesktop(DisplaysContract):

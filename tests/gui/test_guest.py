@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from crannog.config import Paths
 from crannog.display.forwarder_rules import FRAME
 from tests.gui.desktop import Desktop, wait_for
 from tests.gui.local_guest import COLOUR, NAME, Forwarder
+from tests.unit.rpc_world import memory_of
 from tests.vm.home import Home
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -97,6 +99,22 @@ def test_what_is_typed_arrives(desktop: Desktop, home: Home, terminal: int) -> N
     wait_for("the typed line", lambda: home.run("qvm-run", NAME, "cat /tmp/typed").stdout == b"typed-here\n")
 
 
+def test_the_vm_may_have_a_keyboard_of_its_own(desktop: Desktop, forwarder: Forwarder, home: Home) -> None:
+    script = 'while read -r line; do printf %s "$line" >/tmp/key; done\n'
+    home.ok("qvm-run", NAME, "cat >reader", stdin=script.encode())
+    pid = home.ok("qvm-run", NAME, "xterm -T reader -e sh reader </dev/null >/dev/null 2>&1 & echo $!").strip()
+    desktop.wait_for_window("[work] reader", 60)
+    for layout, letter in (("de++", b"z"), ("us++", b"y")):
+        home.ok("qvm-prefs", NAME, "keyboard_layout", layout)
+        forwarder.wait_for("lost")
+        forwarder.wait_for("connected")
+        window = desktop.wait_for_window("[work] reader", 60)
+        home.ok("qvm-run", NAME, "rm -f /tmp/key")
+        desktop.run("xdotool", "windowactivate", "--sync", str(window), "key", "--delay", "40", "29", "36")
+        assert wait_for("the key", lambda: home.run("qvm-run", NAME, "cat /tmp/key").stdout) == letter
+    home.ok("qvm-run", NAME, f"kill {pid}")
+
+
 def test_the_guests_titles_are_cleaned(desktop: Desktop, terminal: int) -> None:
     assert terminal
     window = desktop.wait_for_window("[work] shell")
@@ -126,6 +144,38 @@ def test_modes_change_and_applications_stay(desktop: Desktop, forwarder: Forward
     assert home.run("qvm-run", NAME, f"kill -0 {terminal}").returncode == 0
     desktop.type(window, "touch /tmp/after")
     wait_for("the same terminal", lambda: home.run("qvm-run", NAME, "test -e /tmp/after").returncode == 0)
+
+
+def test_programs_are_started_with_the_session(desktop: Desktop, forwarder: Forwarder, home: Home) -> None:
+    entry = (
+        '[Desktop Entry]\nType=Application\nName=x\nExec=xterm -T autostarted -e sh -c "id -un >>started; exec cat"\n'
+    )
+    home.ok("qvm-run", NAME, "mkdir -p .config/autostart; cat >.config/autostart/x.desktop", stdin=entry.encode())
+    home.ok("qvm-run", NAME, "echo nonsense >.config/autostart/bad.desktop; rm -f started")
+    home.ok("qvm-run", "--user", "root", NAME, "pkill Xvfb")
+    forwarder.wait_for("lost")
+    forwarder.wait_for("connected")
+    desktop.wait_for_window("[work] autostarted", 90)
+    assert home.ok("qvm-run", NAME, "cat started") == "user\n", "once, as the user"
+
+
+def test_a_guest_whose_server_lies_harms_itself(desktop: Desktop, forwarder: Forwarder, home: Home) -> None:
+    """The flood of test_hostile_windows.py, through the channel of a real VM, with a daemon to be asked meanwhile."""
+    for name in ("hostile_server.py", "hostile_attacks.py"):
+        home.ok("qvm-run", NAME, f"cat >{name}", stdin=Path(__file__).with_name(name).read_bytes())
+    socket = "/run/crannog/gui/xpra.sock"
+    home.ok("qvm-run", "--user", "root", NAME, f"pkill -STOP -f gui/[s]ession.py; pkill -x xpra; rm -f {socket}")
+    forwarder.wait_for("lost")
+    words = f"python3 hostile_server.py {socket} packet_flood log"
+    pid = home.ok("qvm-run", NAME, f"{words} </dev/null >/dev/null 2>&1 & echo $!").strip()
+    forwarder.wait_for("connected")
+    while home.run("qvm-run", NAME, "grep -qx over log").returncode:
+        assert home.state(NAME) == "Running"
+    desktop.wait_for_window("[work] after", 120)
+    assert memory_of(home.rpc_process(NAME)) < 100 << 20
+    home.ok("qvm-run", "--user", "root", NAME, f"kill {pid}; rm {socket}; pkill -CONT -f gui/[s]ession.py")
+    forwarder.wait_for("lost")
+    forwarder.wait_for("connected")
 
 
 def test_no_other_vm_may_ask_for_the_display(home: Home) -> None:

@@ -13,6 +13,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
 NAME, GREEN = "work", "73d216"
 SCREEN, SHELL, DESKTOP = (f"[{NAME}] {title}" for title in ("emulated screen", "shell", "screen"))
+DEBUG = tuple(f"[{NAME}: debug] {title}" for title in ("emulated screen", "shell"))
+BLUE = "3465a4"
 SECONDS = 180
 """Most that an emulated guest takes for anything."""
 
@@ -80,11 +82,52 @@ def test_windows_of_the_guest_are_framed_in_the_labels_colour(desktop: Desktop, 
     keep_picture(desktop, "seamless")
 
 
+def test_pictures_of_either_display(desktop: Desktop, home: Home, terminal: int) -> None:
+    assert terminal
+    home.ok("qvm-run", NAME, "xterm -fn 10x20 -T herons -e 'echo; echo HERONS; exec cat' </dev/null >/dev/null 2>&1 &")
+    window = desktop.wait_for_window(f"[{NAME}] herons", SECONDS)
+    desktop.run("xdotool", "windowactivate", "--sync", str(window))
+    wait_for("its words", lambda: "HERONS" in desktop.read(window), SECONDS)
+    read = {option: read_screenshot(desktop, home, *option) for option in ((), ("--windows",), ("--screen",))}
+    assert "HERONS" in read[()]
+    assert "HERONS" in read["--windows",]
+    assert "HERONS" not in read["--screen",]
+    assert "console" in read["--screen",], "the last that init says"
+    desktop.close(window)
+    wait_for_titles(desktop, SHELL)
+
+
+def read_screenshot(desktop: Desktop, home: Home, *options: str) -> str:
+    """Return the text in a picture that crannog takes."""
+    file = f"{home.path}/picture.png"
+    home.ok("crannog", "screenshot", *options, NAME, file)
+    command = "convert $0 -resize 300% png:- | tesseract - - --psm 11 2>/dev/null"
+    return desktop.run("sh", "-c", command, file)
+
+
+def test_windows_follow_the_label_and_the_state(desktop: Desktop, home: Home, terminal: int) -> None:
+    assert terminal
+    home.ok("qvm-prefs", NAME, "label", "blue")
+    wait_for("the new frame", lambda: desktop.look().count(BLUE) > 1000)
+    assert desktop.look().count(GREEN) == 0
+    home.ok("qvm-pause", NAME)
+    wait_for_titles(desktop, f"[{NAME}: paused] shell")
+    keep_picture(desktop, "paused")
+    home.ok("qvm-unpause", NAME)
+    wait_for_titles(desktop, SHELL)
+    home.ok("qvm-prefs", NAME, "label", "green")
+    wait_for("the first frame", lambda: desktop.look().count(GREEN) > 1000)
+
+
 def test_in_debug_mode_both_are_there(desktop: Desktop, home: Home, terminal: int) -> None:
     assert terminal
     home.ok("qvm-prefs", NAME, "debug", "True")
-    wait_for_titles(desktop, SCREEN, SHELL)
+    wait_for_titles(desktop, *DEBUG)
     keep_picture(desktop, "debug")
+    desktop.close(desktop.wait_for_window(DEBUG[0]))
+    wait_for_titles(desktop, DEBUG[1])
+    home.ok("crannog", "show", NAME)
+    wait_for_titles(desktop, *DEBUG)
     home.ok("qvm-prefs", NAME, "debug", "False")
     wait_for_titles(desktop, SHELL)
 
@@ -119,8 +162,8 @@ def test_a_daemon_that_comes_later_leaves_all_as_it_is(desktop: Desktop, home: H
     home.kill_daemon()
     assert home.state(NAME) == "Running"
     home.ok("qvm-prefs", NAME, "debug", "True")
-    wait_for_titles(desktop, SCREEN, SHELL)
-    assert set(windows.items()) <= set(desktop.titles().items()), "the same window"
+    wait_for_titles(desktop, *DEBUG)
+    assert set(windows) <= set(desktop.titles()), "the same window"
     home.ok("qvm-prefs", NAME, "debug", "False")
     wait_for_titles(desktop, SHELL)
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from crannog.cli.clipboard_focus import find_focused_vm
 from crannog.config import Paths
+from tests.gui.bounds import list_below
 from tests.gui.desktop import Desktop, open_desktop, wait_for
 from tests.unit.rpc_world import is_alive
 from tests.vm.home import Home
@@ -20,7 +22,9 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
 
 NAME, ORANGE = "bare", "f57900"
 TITLE = f"[{NAME}] emulated screen"
+BLUE = "3465a4"
 FRAME = 4
+MEMTEST = "/usr/lib/memtest86+/memtest86+x64.iso"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,70 @@ def test_boot_messages_are_read_in_a_window_in_the_labels_colour(desktop: Deskto
 def test_a_vm_without_tools_keeps_its_screen(desktop: Desktop, window: int) -> None:
     time.sleep(3)
     assert list(desktop.titles()) == [window]
+
+
+def test_the_screen_says_whose_it_is_as_other_windows_do(desktop: Desktop, window: int) -> None:
+    assert desktop.run("xprop", "-id", str(window), "WM_CLASS").strip() == f'WM_CLASS(STRING) = "{NAME}", "crannog"'
+    desktop.run("xdotool", "windowactivate", "--sync", str(window))
+    assert find_focused_vm(desktop.environment) == NAME
+
+
+def frame_of(desktop: Desktop, window: int) -> str:
+    """Return the colour of the frame's left side; nothing when it has several."""
+    x, y, _, height = desktop.place(window)
+    found = desktop.look().colours(x, y, FRAME, height)
+    return "".join(found) if len(found) == 1 else ""
+
+
+def read_bar(desktop: Desktop, window: int) -> str:
+    """Return the text in the bar above the guest's picture."""
+    x, y, _, _ = desktop.place(window)
+    command = "import -window root -crop $0 +repage -colorspace gray -resize 400% png:- | tesseract - - --psm 7"
+    return desktop.run("sh", "-c", f"{command} 2>/dev/null", f"200x20+{x + FRAME}+{y + FRAME}")
+
+
+def test_the_screen_follows_label_and_state(desktop: Desktop, home: Home, window: int) -> None:
+    assert frame_of(desktop, window) == ORANGE
+    home.ok("qvm-prefs", NAME, "label", "blue")
+    wait_for("the new frame", lambda: frame_of(desktop, window) == BLUE)
+    home.ok("qvm-pause", NAME)
+    assert desktop.wait_for_window(f"[{NAME}: paused] emulated screen") == window, "the same window"
+    wait_for("the bar says it too", lambda: f"{NAME}: paused" in read_bar(desktop, window))
+    home.ok("qvm-unpause", NAME)
+    assert desktop.wait_for_window(TITLE) == window
+    home.ok("qvm-prefs", NAME, "debug", "True")
+    assert desktop.wait_for_window(f"[{NAME}: debug] emulated screen") == window
+    home.kill_daemon()
+    home.ok("qvm-prefs", "--offline", NAME, "label", "orange")  # while nobody could tell the viewer
+    home.ok("qvm-prefs", NAME, "debug", "False")
+    assert desktop.wait_for_window(TITLE) == window
+    wait_for("the first frame", lambda: frame_of(desktop, window) == ORANGE)
+
+
+def test_a_viewer_that_hangs_is_killed(desktop: Desktop, home: Home, window: int) -> None:
+    assert window
+    serving = find_serving(home)
+    hung = [serving, *list_below(serving)]
+    for pid in hung:
+        os.kill(pid, signal.SIGSTOP)  # no more SIGTERM reaches it
+    home.ok("qvm-kill", NAME)
+    desktop.wait_for_none()
+    wait_for("their end", lambda: not any(map(is_alive, hung)))
+
+
+def test_a_foreign_system_keeps_its_screen(desktop: Desktop, home: Home) -> None:
+    """A CD without any tools of ours: memtest86+, whose test goes on for long."""
+    home.ok("qvm-prefs", NAME, "memory", "128")
+    home.ok("qvm-start", "--cdrom", MEMTEST, NAME)
+    try:
+        window = desktop.wait_for_window(TITLE)
+        wait_for("its blue", lambda: desktop.look().count("0000a8") > 100_000, 100)
+        assert list(desktop.titles()) == [window]
+        assert home.run("qvm-features", NAME, "gui").returncode != 0, "no agent was announced"
+    finally:
+        home.ok("qvm-kill", NAME)
+        home.ok("qvm-prefs", NAME, "memory", "64")
+        desktop.wait_for_none()
 
 
 def test_a_picture_of_the_screen(desktop: Desktop, home: Home, window: int) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from crannog.display.forwarder_command import build_command, parse_look
+from crannog.display.forwarder_command import build_command
 from crannog.display.forwarder_rules import FRAME
+from crannog.display.look import parse_look
 from crannog.display.session import Session
 from crannog.display.titles import TITLE_MAX
 from tests.gui.desktop import Desktop, Picture, wait_for
@@ -223,22 +224,13 @@ def test_a_killed_client_is_told_and_comes_again(desktop: Desktop, forwarder: Fo
 
 
 def test_a_silent_guest_is_noticed(forwarder: Forwarder, local_guest: LocalGuest) -> None:
-    xpra = _find_server(local_guest)
+    xpra = local_guest.find_xpra()
     os.kill(xpra, signal.SIGSTOP)
     try:
         forwarder.wait_for("lost")
     finally:
         os.kill(xpra, signal.SIGCONT)
     forwarder.wait_for("connected")
-
-
-def _find_server(guest: LocalGuest) -> int:
-    with open(f"/proc/{guest.session.pid}/task/{guest.session.pid}/children") as file:
-        for pid in map(int, file.read().split()):
-            with open(f"/proc/{pid}/cmdline", "rb") as line:
-                if line.read().split(b"\0")[1:2] == [b"/usr/bin/xpra"]:
-                    return pid
-    raise AssertionError("the guest has no xpra")
 
 
 def test_from_within_the_sandbox_no_other_socket_is_visible(desktop: Desktop, tmp_path: Path) -> None:

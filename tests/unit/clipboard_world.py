@@ -59,6 +59,7 @@ class FakeVM(Listener):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.clipboard = b""
+        self.picture = b""
         self.complaint = b""
         self.code = 0
         self.is_silent = False
@@ -77,7 +78,9 @@ class FakeVM(Listener):
         if self.is_silent:
             file.read()
             return
-        if "ClipboardCopy" in command:
+        if "Screenshot" in command:
+            self._send(connection, DATA_STDOUT, self.picture)
+        elif "ClipboardCopy" in command:
             self._send(connection, DATA_STDOUT, b"" if self.code else self.clipboard)
         elif not self.code:
             self.on_paste()

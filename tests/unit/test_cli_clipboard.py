@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crannog.cli import clipboard, clipboard_guest
+from crannog.cli import clipboard, clipboard_guest, guest_service
 from crannog.cli.clipboard_store import LIFETIME, Clipboard
 from tests.unit.cli_world import FakeDaemon, Tool, serving
 from tests.unit.clipboard_world import Clock, FakePolicy, FakeVM
@@ -239,7 +239,7 @@ def test_of_two_pastes_at_once_one_gets_it(tool: Tool, vms: dict[str, FakeVM], p
     # The second runs from its beginning to its end while the first is being asked about; signals are the main thread's.
     policy.before_answer = paste_too
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clipboard_guest, "_time_limit", lambda _vm: nullcontext())
+        patch.setattr(guest_service.Service, "_time_limit", lambda _service, _vm: nullcontext())
         codes.append(tool.run("paste", "vault")[0])
     assert codes == [0, 4]
     assert len(vms["vault"].commands) == 1

@@ -35,11 +35,15 @@ class Desk(HeadlessDisplays):
         super().__init__()
         self.opened: list[DisplayKind] = []
         self.is_broken = False
+        self.missing: dict[DisplayKind, str] = {}
         self.found: frozenset[DisplayKind] = frozenset()
 
     async def adopt(self, shown: Shown) -> frozenset[DisplayKind]:
         del shown
         return self.found
+
+    def describe_problem(self, kind: DisplayKind) -> str:
+        return self.missing.get(kind) or super().describe_problem(kind)
 
     async def open(self, kind: DisplayKind, shown: Shown) -> None:
         self.opened.append(kind)
@@ -205,12 +209,153 @@ async def test_a_start_that_fails_leaves_no_display(world: World) -> None:
     assert world.desk.opened in ([], [SCREEN])
 
 
-async def test_a_vm_that_is_not_shown_here(world: World) -> None:
+async def begin(world: World) -> str:
+    """Start the VM; return what is said of its displays."""
+    stages = await world.inside.lifecycle.start(world.vm, StartRequest(wait=False))
+    return next(stage for stage, _ in stages if stage.startswith("displays ready"))
+
+
+async def test_a_vm_that_is_shown_nowhere(world: World) -> None:
     world.vm.set("guivm", None)
-    await world.start()
+    reason = "its guivm is none; 'qvm-prefs vm guivm dom0' has it shown here"
+    assert await begin(world) == f"displays ready (not shown: {reason})"
     world.announce()
     await asyncio.sleep(0.05)
+    with pytest.raises(DisplayError, match=f"vm cannot be shown: {reason}"):
+        await world.inside.inventory.power.show(world.vm, {})
     assert world.open_now() == set()
+
+
+async def test_a_vm_that_another_vm_shows(world: World) -> None:
+    add_vm(world.inside.registry, "StandaloneVM", "sys-gui")
+    world.vm.set("guivm", world.inside.registry.by_name("sys-gui"))
+    reason = "its guivm is sys-gui, and of all VMs dom0 alone can show others yet"
+    assert (await begin(world)).startswith(f"displays ready (not shown: {reason}; ")
+    with pytest.raises(DisplayError, match=reason):
+        await world.inside.inventory.power.show(world.vm, {})
+    assert world.open_now() == set()
+    world.inside.inventory.editor.set_property(world.vm, "guivm", "dom0")
+    await world.until(SCREEN)
+    await world.inside.inventory.power.show(world.vm, {})
+
+
+async def test_a_vm_that_has_nothing_to_show(world: World) -> None:
+    world.vm.features["video-model"] = "none"
+    assert await begin(world) == "displays ready"
+    with pytest.raises(DisplayError, match="vm cannot be shown: it has neither an emulated screen nor a GUI agent"):
+        await world.inside.inventory.power.show(world.vm, {})
+
+
+NO_XPRA = "windows of VMs cannot be shown: install xpra"
+
+
+async def test_without_the_programs_for_windows_the_screen_stays(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crannog.daemon.displays.PARTS_PAUSE", 0.05)
+    world.desk.missing[AGENT] = NO_XPRA
+    world.vm.features["gui"] = "1"
+    assert await begin(world) == f"displays ready (not shown: {NO_XPRA})"
+    world.announce()
+    await asyncio.sleep(0.3)
+    assert world.desk.opened == [SCREEN], "nothing is started in vain"
+    assert [record.getMessage() for record in caplog.records if "xpra" in record.getMessage()] == [
+        f"vm is not shown as it should be: {NO_XPRA}"
+    ]
+    await world.inside.inventory.power.show(world.vm, {})
+    assert world.open_now() == {SCREEN}
+    world.desk.missing.clear()  # somebody installs them
+    await world.until(SCREEN, AGENT)
+
+
+async def test_who_asks_has_missing_programs_looked_for_at_once(world: World) -> None:
+    world.desk.missing = dict.fromkeys(DisplayKind, "VMs cannot be shown: install all of it")
+    await world.start()
+    with pytest.raises(DisplayError, match="install all of it"):
+        await world.inside.inventory.power.show(world.vm, {})
+    world.desk.missing.clear()
+    await world.inside.inventory.power.show(world.vm, {})
+    await world.until(SCREEN)
+
+
+async def test_without_the_programs_for_screens_windows_are_shown(world: World) -> None:
+    world.desk.missing[SCREEN] = "screens of VMs cannot be shown: install it"
+    await world.start()
+    world.announce()
+    await world.until(AGENT)
+
+
+async def test_what_is_open_stays_open_whatever_is_missing_now(world: World) -> None:
+    await world.hand_over()
+    world.desk.missing[AGENT] = NO_XPRA
+    world.inside.inventory.editor.set_property(world.vm, "debug", "True")
+    await world.until(SCREEN, AGENT)
+    world.desk.close(AGENT, world.vm.uuid)
+    await world.until(SCREEN)
+    await asyncio.sleep(0.5)
+    assert world.desk.opened == [SCREEN, AGENT, SCREEN], "it is not started again, as it could not be"
+
+
+async def looks(world: World, *expected: str) -> None:
+    """Expect that soon all open displays have that colour and state."""
+    async with asyncio.timeout(5):
+        while {(shown.colour, shown.state) for shown in world.desk.shown.values()} != {expected}:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_displays_look_as_the_vm_does(world: World) -> None:
+    red, blue = "#cc0000", "#3465a4"
+    lifecycle, editor = world.inside.lifecycle, world.inside.inventory.editor
+    await world.hand_over()
+    editor.set_property(world.vm, "debug", "True")
+    await world.until(SCREEN, AGENT)
+    await looks(world, red, "debug")
+    editor.set_property(world.vm, "label", "blue")
+    await looks(world, blue, "debug")
+    await lifecycle.pausing.pause(world.vm)
+    await looks(world, blue, "debug, paused")
+    await lifecycle.pausing.unpause(world.vm)
+    editor.reset_property(world.vm, "debug")
+    await world.until(AGENT)
+    await looks(world, blue, "")
+
+
+async def test_a_vm_that_shuts_down_and_does_not_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ignore(_uuid: str) -> None:
+        """Do what a guest does that does not listen to its power button."""
+
+    monkeypatch.setattr(world.inside.hypervisor, "press_power_button", ignore)
+    await world.start()
+    await world.until(SCREEN)
+    await looks(world, "#cc0000", "")
+    world.vm.set("shutdown_timeout", 1)
+    await world.inside.lifecycle.shutdowns.shutdown(world.vm, force=False, wait=False)
+    await looks(world, "#cc0000", "shutting down")
+    await looks(world, "#cc0000", "")
+
+
+async def test_a_vm_that_starts_says_so(world: World) -> None:
+    world.vm.features["qrexec"] = "1"
+    start = asyncio.ensure_future(world.inside.lifecycle.start(world.vm, StartRequest(wait=True)))
+    await world.until(SCREEN)
+    await looks(world, "#cc0000", "starting")
+    world.announce(gui=False)
+    await start
+    await looks(world, "#cc0000", "")
+
+
+async def test_a_look_that_changes_while_a_display_opens(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = world.desk.open
+
+    async def open_slowly(kind: DisplayKind, shown: Shown) -> None:
+        world.inside.inventory.editor.set_property(world.vm, "label", "blue")
+        await asyncio.sleep(0.1)
+        await opened(kind, shown)
+
+    monkeypatch.setattr(world.desk, "open", open_slowly)
+    await world.start()
+    await world.until(SCREEN)
+    await looks(world, "#3465a4", "")
 
 
 async def test_a_host_without_a_desktop_says_so_and_starts_the_vm(world: World) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from crannog.display.forwarder_command import Look, build_command, parse_look
+from crannog.display.forwarder import choose_pause
+from crannog.display.forwarder_command import build_command
 from crannog.display.forwarder_output import LOG_LINES_MAX, Output
+from crannog.display.look import Look, parse_look
 from crannog.display.session import Session
 from crannog.errors import ValueRefusedError
 from tests.unit.rpc_world import World, is_alive, wait_until
@@ -35,8 +37,10 @@ SERVE = """
 import sys
 from crannog.display import forwarder
 forwarder.AGREE_SECONDS, forwarder.WAIT_SECONDS, forwarder.GONE_SECONDS, forwarder.PAUSES = 1.0, 2.0, 0.5, (0.05,)
+forwarder.SHORT_PAUSES = (0.05,)
 command = [sys.executable, "-c", sys.argv[3]]
-sys.exit(forwarder.serve(sys.argv[1], sys.argv[2], lambda path: [*command, path, *sys.argv[4:]]))
+look = forwarder.parse_look("work", "#cc0000")
+sys.exit(forwarder.serve(sys.argv[1], sys.argv[2], look, lambda look, path: [*command, path, *sys.argv[4:]]))
 """
 
 
@@ -172,6 +176,46 @@ def test_a_guest_that_never_says_whether_it_has_a_display(forwarding: Forwarding
     assert forwarding.wait_for("lost") == "lost the guest does not answer"
 
 
+LISTENER = """
+import socket, sys
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[1])
+print("connected", flush=True)
+for line in sys.stdin:
+    with open(sys.argv[2], "a") as file:
+        file.write(line)
+"""
+
+
+def test_a_guest_that_ends_its_clients_waits_ever_longer_for_the_next() -> None:
+    pauses = [choose_pause(failures, was_connected=True) for failures in range(10)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 1
+    assert pauses[-1] > 10
+    assert choose_pause(100, was_connected=False) < pauses[-1], "a guest that is not there yet is looked for more often"
+
+
+def test_the_client_is_told_how_to_look(forwarding: Forwarding) -> None:
+    told = forwarding.pid_file
+    forwarding.start(LISTENER)
+    forwarding.wait_for("connected")
+    forwarding.connection.sendall(b"look #3465A4 debug, paused\nlook red x\nlook\nlook #00ff00 [vault]\nlook #00ff00\n")
+    wait_until(lambda: told.exists() and told.read_text().count("\n") == 2)
+    assert told.read_text() == "look 3465a4 debug, paused\nlook 00ff00\n"
+
+
+def test_a_client_that_does_not_listen_is_started_again(forwarding: Forwarding) -> None:
+    forwarding.start(CLIENT, "stay")
+    forwarding.wait_for("connected")
+    client = forwarding.client()
+    line = b"look #3465a4 " + b"a" * 50 + b"\n"
+    for _ in range(3000):
+        forwarding.connection.sendall(line)
+    assert "ended" in forwarding.wait_for("lost")
+    forwarding.wait_for("connected")
+    assert not is_alive(client)
+
+
 def test_the_guest_is_told_its_mode(forwarding: Forwarding) -> None:
     told = forwarding.world.folder / "told"
     forwarding.offer("qubes.SetGuiMode", f"cat >{told}")
@@ -268,11 +312,17 @@ def test_the_command_line() -> None:
     }
     assert {os.path.basename(path) for path in outside if path.endswith(".py")} == {
         "forwarder_client.py",
+        "forwarder_dress.py",
+        "forwarder_fields.py",
+        "forwarder_hello.py",
+        "forwarder_packets.py",
+        "forwarder_room.py",
         "forwarder_rules.py",
+        "forwarder_window.py",
         "titles.py",
     }
-    client = words[words.index("attach") - 3 :]
-    assert client[1:5] == ["work", "cc0000", "attach", "socket:///crannog/guest.sock"]
+    client = words[words.index("attach") - 4 :]
+    assert client[1:6] == ["work", "cc0000", "", "attach", "socket:///crannog/guest.sock"]
     off = (
         "clipboard",
         "file-transfer",

@@ -102,6 +102,19 @@ def test_programs_of_the_user_find_the_display(tmp_path: Path, monkeypatch: pyte
     assert (environment["DISPLAY"], environment["XAUTHORITY"]) == (":0", "/run/crannog/gui/Xauthority")
 
 
+@pytest.mark.parametrize("unit", ["xpra.service", "xpra.socket"])
+def test_xpras_own_server_is_kept_from_starting(unit: str) -> None:
+    files = {file.path: (file.content or b"").decode() for file in list_gui_files()}
+    assert "\nConditionPathExists=/etc/crannog/" in files[f"usr/lib/systemd/system/{unit}.d/50-crannog.conf"]
+    assert f"disable {unit}\n" in files["usr/lib/systemd/system-preset/50-crannog-gui.preset"]
+
+
+def test_what_the_session_runs_is_installed_beside_it() -> None:
+    files = {file.path: file.mode for file in list_gui_files()}
+    for path in (session.PROGRAMS, session.AUTOSTART, session.KEYBOARD, session.OWN_KEYBOARD):
+        assert files[f"usr/lib/crannog/gui/{os.path.basename(path)}"] == 0o755
+
+
 def test_plain_images_have_nothing_of_it() -> None:
     gui = {file.path for file in list_gui_files()}
     plain = {file.path: file.content for file in list_guest_files("x", b"agent")}

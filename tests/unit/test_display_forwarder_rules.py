@@ -5,15 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crannog.display.forwarder_rules import (
-    CURSOR_MAX,
+    EDGE,
     FRAME,
-    METADATA,
-    PACKETS,
     filter_metadata,
-    is_large_cursor,
     is_too_large,
+    keep_on_screen,
     widen_hints,
+    would_loop,
 )
+
+KEPT = {"title", "size-constraints", "transient-for", "window-type", "maximized", "iconic"}
 
 
 def compose(name: str, untrusted: object) -> str:
@@ -52,18 +53,43 @@ def test_docks_and_desktops_are_ordinary_windows() -> None:
 @given(st.dictionaries(st.text() | st.binary() | st.integers(), st.integers() | st.binary() | st.lists(st.binary())))
 def test_nothing_else_is_ever_kept(untrusted: dict[object, object]) -> None:
     kept = believe(untrusted, is_new=True)
-    assert {key.decode() for key in kept} <= METADATA | {"icon-title", "class-instance"}
+    assert {key.decode() for key in kept} <= KEPT | {"icon-title", "class-instance"}
 
 
-def test_no_packet_reaches_for_more_than_windows() -> None:
-    reaching = ("send-file", "open-url", "notify_show", "new-tray", "control", "setting-change", "clipboard-token")
-    assert not PACKETS & {*reaching, "pointer-grab", "bell", "sound-data", "window-icon", "start-command", "challenge"}
+@given(st.dictionaries(st.text() | st.binary(), st.integers() | st.tuples(st.integers(), st.integers()) | st.text()))
+def test_sizes_that_make_no_sense_are_dropped(untrusted: dict[object, object]) -> None:
+    untrusted |= {b"minimum-size": (1 << 31, 5), b"increment": (0, 0), b"maximum-aspect-ratio": (1, 0)}
+    kept = believe({b"size-constraints": untrusted})[b"size-constraints"]
+    assert isinstance(kept, dict)
+    assert not {b"minimum-size", b"increment", b"maximum-aspect-ratio"} & set(kept)
+
+
+def test_sizes_that_make_sense_are_kept() -> None:
+    sizes = {b"minimum-size": (10, 17), b"increment": (6, 13), b"base-size": (4, 4), b"gravity": 1}
+    assert believe({b"size-constraints": sizes}) == {b"size-constraints": sizes}
+    assert believe({b"size-constraints": 7, b"transient-for": "x", b"iconic": 1 << 40}) == {b"size-constraints": {}}
+
+
+def test_no_window_is_its_own_parent() -> None:
+    assert would_loop(1, 1, {})
+    assert would_loop(1, 2, {2: 3, 3: 1})
+    assert not would_loop(1, 2, {2: 3, 3: -1})
+    assert would_loop(1, 2, {2: 3, 3: 2}), "others that do are no reason to go on for ever"
+
+
+def test_a_title_bar_begins_on_the_screen() -> None:
+    assert keep_on_screen(-60, -90, (1600, 1000)) == (0, 0)
+    assert keep_on_screen(300, 200, (1600, 1000)) == (300, 200)
+    assert keep_on_screen(5000, 5000, (1600, 1000)) == (1600 - EDGE, 1000 - EDGE)
 
 
 def test_menus_that_cover_the_screen() -> None:
     assert not is_too_large(400, 900, (1600, 1000))
-    assert is_too_large(1600, 501, (1600, 1000))
+    assert is_too_large(1500, 530, (1600, 1000))
+    assert is_too_large(1600, 10, (1600, 1000)), "its frame would be outside"
     assert is_too_large(32000, 32000, (1600, 1000))
+    assert not is_too_large(1000, 400, (1600, 1000), others=350_000)
+    assert is_too_large(1000, 400, (1600, 1000), others=450_000), "it is their sum that covers"
 
 
 def test_hints_leave_room_for_the_frame() -> None:
@@ -75,10 +101,3 @@ def test_hints_leave_room_for_the_frame() -> None:
     }
     assert widen_hints({b"width_inc": 6, b"height_inc": 13})["base_width"] == 2 * FRAME
     assert widen_hints({}) == {}
-
-
-def test_cursors() -> None:
-    assert not is_large_cursor(["cursor", b"png", 0, 0, CURSOR_MAX, 16, 1, 1, 7, b""])
-    assert is_large_cursor(["cursor", b"png", 0, 0, 16, CURSOR_MAX + 1, 1, 1, 7, b""])
-    assert is_large_cursor(["cursor", 0, 0, 400, 400, 1, 1, 7, b""])
-    assert not is_large_cursor(["cursor", b""])

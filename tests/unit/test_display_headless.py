@@ -11,9 +11,10 @@ SHOWN = Shown("0000", "work", "#cc0000")
 
 
 class HeadlessBench(DisplaysBench):
-    def is_shown(self) -> bool:
+    def look(self) -> tuple[str, str] | None:
         assert isinstance(self.displays, HeadlessDisplays)
-        return (SHOWN.uuid, DisplayKind.SCREEN) in self.displays.shown
+        shown = self.displays.shown.get((SHOWN.uuid, DisplayKind.SCREEN))
+        return (shown.colour, shown.state) if shown else None
 
 
 class TestHeadless(DisplaysContract):
@@ -33,5 +34,5 @@ async def test_an_agent_display_is_connected_at_once_and_told_its_mode() -> None
 
 def test_why_nothing_is_shown() -> None:
     displays = HeadlessDisplays("there is no desktop")
-    assert displays.describe_problem() == "there is no desktop"
+    assert displays.describe_problem(DisplayKind.AGENT) == "there is no desktop"
     assert displays.diagnose() == ["VMs are not shown: there is no desktop."]

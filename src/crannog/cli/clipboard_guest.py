@@ -1,25 +1,15 @@
-"""The clipboards of VMs: what a VM answers is bounded in size and time, and believed when it is text."""
+"""The clipboards of VMs: what a VM answers is believed when it is text."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
-from crannog.client.rpc import run_command
-from crannog.errors import CrannogError, RpcError, ValueRefusedError
+from crannog.cli.guest_service import Service
+from crannog.errors import ValueRefusedError
 
 BYTES_MAX = 65536
 """Longest text, in bytes of UTF-8."""
 PATIENCE = 20.0
 """Seconds for a VM to answer; its service waits for its own display for 5."""
 COPY, PASTE = "qubes.ClipboardCopy", "qubes.ClipboardPaste"
-_MEMORY = 2 * BYTES_MAX
-"""What an output can hold. One that is full has more than BYTES_MAX in it, as messages have no more."""
-_COMPLAINT_MAX = 200
-_MISSING = 127
 
 
 def fetch_text(socket: str, vm: str) -> bytes:
@@ -53,55 +43,10 @@ def check_text(vm: str, untrusted_data: bytes) -> bytes:
     return untrusted_data
 
 
-def _call(socket: str, vm: str, user: str, service: str, data: bytes) -> bytes:
+def _call(socket: str, vm: str, user: str, name: str, data: bytes) -> bytes:
     """Call a service of the VM; return what it printed when it ended with 0, not checked."""
-    with ExitStack() as stack:
-        streams = [os.memfd_create("clipboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) for _ in range(3)]
-        for stream in streams:
-            stack.callback(os.close, stream)
-        stdin, stdout, stderr = streams
-        os.write(stdin, data)
-        os.lseek(stdin, 0, os.SEEK_SET)
-        for stream in (stdout, stderr):  # the kernel lets nothing in that is beyond
-            os.ftruncate(stream, _MEMORY)
-            fcntl.fcntl(stream, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-        try:
-            with _time_limit(vm):
-                code = run_command(socket, user, f"QUBESRPC {service}+ dom0", stdin, stdout, stderr)
-        except RpcError:
-            if max(map(_measure, (stdout, stderr))) <= BYTES_MAX:
-                raise
-            raise ValueRefusedError(f"{vm} sent more than {BYTES_MAX} bytes; copy less text there") from None
-        if code:
-            raise _explain(vm, service, code, os.pread(stderr, min(_measure(stderr), _COMPLAINT_MAX), 0))
-        return os.pread(stdout, _measure(stdout), 0)
-
-
-def _measure(stream: int) -> int:
-    """Return how much was written."""
-    return os.lseek(stream, 0, os.SEEK_CUR)
-
-
-def _explain(vm: str, service: str, code: int, untrusted_complaint: bytes) -> CrannogError:
-    """Return the error for a service that failed. What the VM says stands in quotes; `complain` escapes the rest."""
-    if code == _MISSING:
-        return RpcError(f"{vm} has no service {service}; install the graphical guest tools there (docs/display.md)")
-    untrusted_line = untrusted_complaint.decode("utf-8", "replace").strip().partition("\n")[0]
-    said = "".join(char if char.isprintable() else "_" for char in untrusted_line)
-    return CrannogError(f"the clipboard of {vm} was not reached: {service} ended with {code}, and said '{said}'")
-
-
-@contextmanager
-def _time_limit(vm: str) -> Iterator[None]:
-    """Raise RpcError when it takes too long: there may be no terminal to interrupt it."""
-
-    def give_up(*_: object) -> None:
-        raise RpcError(f"{vm} did not answer about its clipboard within {PATIENCE:.0f} s; see whether it still works")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    service = Service(name, "its clipboard", BYTES_MAX, PATIENCE)
+    code, untrusted_data = service.call(socket, vm, user, data)
+    if code:
+        raise service.explain(vm, code, untrusted_data)
+    return untrusted_data

@@ -16,10 +16,12 @@ SHOW = Command(
 )
 SCREENSHOT = Command(
     "crannog screenshot",
-    "Save the picture of a VM's emulated screen.",
+    "Save a picture of what a running VM shows: of its windows when it has some, else of its emulated screen.",
     Operand("vm", "VM", "the running VM"),
     Operand("file", "FILE", "where to save it, as a PNG image"),
-    examples="  crannog screenshot other-os screen.png",
+    Option("--windows", help="of its windows, or not at all"),
+    Option("--screen", help="of its emulated screen, or not at all"),
+    examples="  crannog screenshot other-os screen.png\n  crannog screenshot --windows work windows.png",
 )
 
 
@@ -38,10 +40,13 @@ def _describe_desktop() -> str:
 
 
 def _screenshot(options: Values) -> None:
-    from crannog.cli.picture import as_png
+    from crannog.cli.picture_sources import take_picture, take_screen, take_windows
 
     refuse_host(options.vm)
-    picture = as_png(Client().call("crannog.vm.Screenshot", options.vm))
+    if options.windows and options.screen:
+        raise UsageError("a picture is of windows or of a screen; leave out --windows or --screen")
+    take = take_windows if options.windows else take_screen if options.screen else take_picture
+    picture = take(Client(), options.vm)
     try:
         with open(options.file, "wb") as file:
             file.write(picture)

@@ -50,17 +50,31 @@ class DisplayNews(Enum):
 
 @dataclass(frozen=True)
 class Shown:
-    """What a display must know of a VM: `colour` of its label as `#rrggbb`."""
+    """What a display must know of a VM: `colour` of its label as `#rrggbb`, `state` empty for one that just runs."""
 
     uuid: str
     name: str
     colour: str
+    state: str = ""
+
+
+_STATES = {
+    "Transient": "starting",
+    "Paused": "paused",
+    "Suspended": "suspended",
+    "Halting": "shutting down",
+    "Dying": "shutting down",
+    "Crashed": "crashed",
+}
+"""What is said of a VM that does not just run, by its power state in the Admin API's words."""
 
 
 def describe_shown(vm: LocalVM) -> Shown:
-    """Return what the displays of a VM must know of it."""
+    """Return what the displays of a VM must know of it, as it is now."""
     colour = "#" + vm.get("label").color.removeprefix("0x")
-    return Shown(vm.uuid, vm.name, colour)
+    words = ["debug"] if vm.get("debug") else []
+    words += [_STATES[vm.power_state]] if vm.power_state in _STATES else []
+    return Shown(vm.uuid, vm.name, colour, ", ".join(words))
 
 
 def has_screen(vm: LocalVM) -> bool:
@@ -93,6 +107,13 @@ def is_shown_here(vm: LocalVM) -> bool:
     """Tell whether this host shows the VM's displays: its `guivm` is dom0."""
     shower = vm.get("guivm")
     return shower is not None and shower.klass == "AdminVM"
+
+
+def describe_guivm(vm: LocalVM) -> str:
+    """Return why a VM is not shown by this host whose `guivm` is another VM or none, with the next step."""
+    shower = vm.get("guivm")
+    reason = "none" if shower is None else f"{shower.name}, and of all VMs dom0 alone can show others yet"
+    return f"its guivm is {reason}; 'qvm-prefs {vm.name} guivm dom0' has it shown here"
 
 
 def check_seamless(vm: LocalVM, feature: str, value: str) -> None:

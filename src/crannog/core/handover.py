@@ -215,9 +215,10 @@ class Handover:
         self._told, self._mode_due = None, now + MODE_PAUSE
         return self.tick(now)
 
-    def change(self, now: float, wishes: Wishes) -> list[Act]:
-        """Note that the VM's settings have changed."""
+    def change(self, now: float, wishes: Wishes, *, has_screen: bool | None = None) -> list[Act]:
+        """Note that the VM's settings have changed, or whether its screen can be shown; None: as before."""
         self.wishes = wishes
+        self.has_screen = self.has_screen if has_screen is None else has_screen
         return self.tick(now)
 
     def show(self, now: float) -> list[Act]:

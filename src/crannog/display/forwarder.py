@@ -11,7 +11,8 @@ says on its status socket how things are (status.py):
     failed REASON       it ends, as trying again would be of no use
     mode-sent, mode-failed      the answer to a line `mode SEAMLESS` or `mode FULLSCREEN` that a watcher sends
 
-Reasons are sentences of this file: no text of the guest is in them.
+A line `look ...` (look.py) that a watcher sends changes the frames and titles of all windows. Reasons are sentences of
+this file: no text of the guest is in them.
 """
 
 import argparse
@@ -27,18 +28,23 @@ import time
 from collections.abc import Callable
 
 from crannog.client.rpc import is_served
-from crannog.display.forwarder_children import ended, feed, start_client
-from crannog.display.forwarder_command import build_command, parse_look
-from crannog.display.forwarder_output import Output
+from crannog.display.forwarder_children import Client, ended, feed, start_client
+from crannog.display.forwarder_command import build_command
+from crannog.display.look import WORD as LOOK
+from crannog.display.look import Look, parse_look
 from crannog.display.session import Session
 from crannog.display.status import StatusSocket
-from crannog.errors import CrannogError
+from crannog.errors import CrannogError, ValueRefusedError
 
 SERVICE = "crannog.Display"
 SET_MODE = "qubes.SetGuiMode"
 MODES = ("SEAMLESS", "FULLSCREEN")
 PAUSES = (0.1, 0.5, 2.0, 5.0)
 """Seconds between attempts; the last one counts for all further ones, and the first after a connection that stood."""
+STOOD_SECONDS = 20.0
+"""Seconds after which a connection has stood."""
+SHORT_PAUSES = (*PAUSES, 15.0, 30.0)
+"""Seconds after connections that did not stand: a guest that ends its clients does not keep this host busy."""
 AGREE_SECONDS = 30.0
 """Seconds in which client and guest have to agree."""
 WAIT_SECONDS = 75.0
@@ -46,7 +52,15 @@ WAIT_SECONDS = 75.0
 GONE_SECONDS = 60.0
 """Seconds without an RPC process of the VM after which this process ends: there is no VM any more."""
 MODE_SECONDS = 2.0
+MakeClient = Callable[[Look, str], list[str]]
+"""Returns the command line of a client for a look and a socket."""
 _REASONS = {126: "the guest refuses to forward its windows", 127: "the guest has no GUI agent: install its GUI tools"}
+
+
+def choose_pause(failures: int, *, was_connected: bool) -> float:
+    """Return the seconds until the next attempt after so many that were over soon, the last of which was connected."""
+    pauses = SHORT_PAUSES if was_connected else PAUSES
+    return pauses[min(failures, len(pauses) - 1)]
 
 
 class Lost(Exception):  # noqa: N818
@@ -58,14 +72,16 @@ class Forwarder:
 
     _status: StatusSocket
 
-    def __init__(self, rpc_path: str, make_client: Callable[[str], list[str]], clock: Callable[[], float]) -> None:
-        """`make_client` returns the command line of a client for a socket."""
+    def __init__(self, rpc_path: str, look: Look, make_client: MakeClient, clock: Callable[[], float]) -> None:
         self._rpc_path = rpc_path
+        self._look = look
         self._make_client = make_client
+        self._client: Client | None = None
         self._clock = clock
         self._mode_call: subprocess.Popen[bytes] | None = None
         self._last_lost = ""
         self._is_connected = False
+        self._connected_at = 0.0
 
     def run(self, status: StatusSocket) -> int:
         """Show the windows for as long as there is a VM; return the exit code."""
@@ -75,23 +91,35 @@ class Forwarder:
             try:
                 self._attempt()
             except Lost as reason:
-                failures = 0 if self._is_connected else failures + 1
+                failures = 0 if self._has_stood() else failures + 1
                 self._say_lost(str(reason))
             if is_served(self._rpc_path):
                 seen = self._clock()
             elif self._clock() - seen >= GONE_SECONDS:
                 self._status.say("failed the VM has no RPC process any more")
                 return 1
-            self._rest(PAUSES[min(failures, len(PAUSES) - 1)])
+            self._rest(choose_pause(failures, was_connected=self._is_connected))
+
+    def _has_stood(self) -> bool:
+        """Tell whether the connection that has ended was one that lasted."""
+        return self._is_connected and self._clock() - self._connected_at >= STOOD_SECONDS
 
     def take_line(self, line: str) -> None:
-        """Do what a watcher says: `mode MODE`."""
+        """Do what a watcher says: `mode MODE`, or `look #rrggbb STATE`."""
         word, _, mode = line.partition(" ")
-        if word == "mode" and mode in MODES and self._mode_call is None:
+        if word == LOOK:
+            self._change_look(line)
+        elif word == "mode" and mode in MODES and self._mode_call is None:
             self._mode_call = self._call(SET_MODE, subprocess.PIPE)
             feed(self._mode_call, mode.encode())
         elif word == "mode":
             self._answer_mode("mode-failed")
+
+    def _change_look(self, line: str) -> None:
+        with contextlib.suppress(ValueRefusedError):
+            self._look = self._look.change(line)
+            if self._client:
+                self._client.tell(f"{LOOK} {self._look.colour} {self._look.state}".rstrip())
 
     def _attempt(self) -> None:
         """Wait for the guest's display, and show it until something ends. Raises Lost."""
@@ -112,27 +140,32 @@ class Forwarder:
             raise Lost(_REASONS.get(code, "the guest's display is not there yet"))
 
     def _show(self, path: str, listener: socket.socket) -> None:
-        with start_client(self._make_client(path)) as output:
-            deadline = self._clock() + AGREE_SECONDS
-            while not output.has_ended:
-                ready = self._turn(deadline - self._clock(), [listener.fileno(), *output.filenos()])
-                if listener.fileno() in ready:
-                    with ended(self._accept(listener)) as call:
-                        self._follow(output, call, deadline)
-                    break
-                output.read(ready)
-                if self._clock() >= deadline:
-                    break
+        with start_client(self._make_client(self._look, path)) as client:
+            self._client = client
+            try:
+                self._lead(client, listener)
+            finally:
+                self._client = None
+
+    def _lead(self, client: Client, listener: socket.socket) -> None:
+        """Wait until the client wants its one connection, and follow it then. Raises Lost."""
+        deadline = self._clock() + AGREE_SECONDS
+        while not client.is_over and self._clock() < deadline:
+            ready = self._turn(deadline - self._clock(), [listener.fileno(), *client.output.filenos()])
+            if listener.fileno() in ready:
+                with ended(self._accept(listener)) as call:
+                    self._follow(client, call, deadline)
+            client.output.read(ready)
         raise Lost("xpra does not start on this host; why, is in the log")
 
-    def _follow(self, output: Output, call: "subprocess.Popen[bytes]", deadline: float) -> None:
+    def _follow(self, client: Client, call: "subprocess.Popen[bytes]", deadline: float) -> None:
         """Pass on what the client says, until it or the call has ended. Raises Lost."""
         pidfd = os.pidfd_open(call.pid)
         try:
-            while not output.has_ended:
+            while not client.is_over:
                 left = None if self._is_connected else deadline - self._clock()
-                ready = self._turn(left, [pidfd, *output.filenos()])
-                for line in output.read(ready):
+                ready = self._turn(left, [pidfd, *client.output.filenos()])
+                for line in client.output.read(ready):
                     self._note(line)
                 if pidfd in ready:
                     raise Lost("the connection to the guest's display ended")
@@ -154,7 +187,7 @@ class Forwarder:
         if line == "wrong-version":
             raise Lost("the xpra of this host is none of version 3.1, which its sandbox is made for")
         if line == "connected":
-            self._is_connected = True
+            self._is_connected, self._connected_at = True, self._clock()
             self._status.unsay("lost")
         self._status.say(line)
 
@@ -211,23 +244,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="crannog-forwarder", description="Show the windows of one VM's GUI agent.")
     parser.add_argument("--name", required=True, help="the VM's name")
     parser.add_argument("--colour", required=True, help="its label's, as #rrggbb")
+    parser.add_argument("--state", default="", help="its state, unless it just runs")
     parser.add_argument("--rpc", required=True, help="the socket of its RPC process")
     parser.add_argument("--status", required=True, help="where to say how things are")
     options = parser.parse_args(arguments)
     try:
-        look = parse_look(options.name, options.colour)
+        look = parse_look(options.name, options.colour, options.state)
         session = Session.find(os.environ)
-        return serve(options.rpc, options.status, lambda path: build_command(look, session, path))
+        return serve(options.rpc, options.status, look, lambda look, path: build_command(look, session, path))
     except (CrannogError, OSError) as error:
         sys.stderr.write(f"{options.name[:80]}: its windows cannot be shown: {error}\n")
         return 1
 
 
-def serve(rpc_path: str, status_path: str, make_client: Callable[[str], list[str]]) -> int:
+def serve(rpc_path: str, status_path: str, look: Look, make_client: MakeClient) -> int:
     """Show windows, and say on a socket at `status_path` how things are. Raises OSError."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    forwarder = Forwarder(rpc_path, make_client, time.monotonic)
+    forwarder = Forwarder(rpc_path, look, make_client, time.monotonic)
     with contextlib.closing(StatusSocket(status_path, forwarder.take_line)) as status:
         missing = [program for program in ("bwrap", "prlimit", "xpra") if not shutil.which(program)]
         if missing:

@@ -1,14 +1,17 @@
 """The xpra client as it runs in the sandbox: less of it, and with a frame of its own.
 
-`forwarder_client.py NAME COLOUR WORDS...` runs `xpra WORDS...` with these differences, all held here, so that no
+`forwarder_client.py NAME COLOUR STATE WORDS...` runs `xpra WORDS...` with these differences, all held here, so that no
 option of a guest's server can turn one off:
 
-- Packets that show windows are read, no others (forwarder_rules.py): none that has to do with files, addresses,
-  printers, sounds, clipboards, notifications, trays, icons, grabs, or the client's own settings.
-- Of what a guest says about a window, what is listed there is believed. Titles are those of titles.py. No window
-  covers the whole screen by its own wish, stays above others, has a shape, or lets others show through.
-- A frame in the label's colour is around each window, outside of what the guest draws, also around menus. A menu that
-  would cover most of the screen becomes an ordinary window.
+- Packets that show windows are read, no others (forwarder_packets.py): none that has to do with files, addresses,
+  printers, sounds, clipboards, notifications, trays, icons, grabs, or the client's own settings. Each is read anew,
+  field by field; what is odd about one drops it.
+- Of what a guest says about a window, what forwarder_rules.py lists is believed. Titles are those of titles.py. No
+  window covers the whole screen by its own wish, stays above others, has a shape, or lets others show through.
+- A frame in the label's colour is around each window, outside of what the guest draws, also around menus. Menus that
+  would cover most of a monitor become ordinary windows, whose title bars begin on the screen.
+- What waits is bounded (forwarder_room.py), and so are the sizes of pictures, of windows and of all windows together.
+- The guest is told of this host what windows need, and nothing more (forwarder_hello.py).
 - The first output line is `connected`, once the guest's server has agreed and told its windows; then `windows N`
   follows for each change.
 
@@ -17,31 +20,42 @@ It is made for xpra 3.1, the version of Debian 12, and refuses to run with anoth
 
 # ruff: noqa: ANN401, D102  xpra has no types; what its methods do, it says itself
 import os
+import secrets
 import sys
+import threading
 from typing import Any
 
 import xpra
-from gi.repository import GObject, Gtk
+from gi.repository import GLib
 from xpra.client.gtk3 import client as xpra_client
-from xpra.client.gtk3.client_window import ClientWindow
+from xpra.net import compression
 from xpra.platform import init
 from xpra.scripts import main as xpra_main
 from xpra.util import typedict
 
 from crannog.display import forwarder_rules as rules
-from crannog.display.forwarder_rules import FRAME
-from crannog.display.titles import compose_title
+from crannog.display.forwarder_dress import Dress
+from crannog.display.forwarder_hello import tell_guest
+from crannog.display.forwarder_packets import INTERNAL, READERS, inflate, measure_cost, read_packet
+from crannog.display.forwarder_room import Room
+from crannog.display.forwarder_window import FramedWindow
 
 VERSION = "3.1."
 EXIT_VERSION = 70
+TELL_MS = 200
+PACKETS_WAITING = 512
+PICTURES_WAITING = 64
+PICTURES_COST = 128 << 20
+"""Bytes that pictures take which wait to be decoded or painted; one alone may take more."""
+FRAME_MAX = 64 << 20
+"""Bytes of a packet as it is sent: more than a picture of the largest size has when it cannot be compressed by half."""
 
 
 class Status:
-    """The lines that go to forwarder.py, and what the command line says."""
+    """The lines that go to forwarder.py, and what it has said of the windows' look."""
 
     fd = -1
-    name = ""
-    colour = (0.0, 0.0, 0.0)
+    dress = Dress()
 
     @classmethod
     def tell(cls, line: str) -> None:
@@ -49,134 +63,160 @@ class Status:
         os.write(cls.fd, line.encode() + b"\n")
 
 
-class FramedWindow(ClientWindow):  # type: ignore[misc]
-    """A window of the guest. Sizes and places that xpra sees are without the frame."""
-
-    _size: tuple[int, int]
-
-    def init_drawing_area(self) -> None:
-        super().init_drawing_area()
-        for side in ("start", "end", "top", "bottom"):
-            getattr(self.drawing_area, f"set_margin_{side}")(FRAME)
-
-    def do_draw(self, context: Any) -> None:
-        context.set_source_rgb(*Status.colour)
-        context.paint()
-        super().do_draw(context)
-
-    def get_size(self) -> tuple[int, int]:
-        width, height = Gtk.Window.get_size(self)
-        return max(1, width - 2 * FRAME), max(1, height - 2 * FRAME)
-
-    def set_default_size(self, width: int, height: int) -> None:
-        Gtk.Window.set_default_size(self, width + 2 * FRAME, height + 2 * FRAME)
-
-    def get_position(self) -> tuple[int, int]:
-        x, y = Gtk.Window.get_position(self)
-        return x + FRAME, y + FRAME
-
-    def move(self, x: int, y: int) -> None:
-        Gtk.Window.move(self, x - FRAME, y - FRAME)
-
-    def resize(self, width: int, height: int, resize_counter: int = 0) -> None:
-        self._resize_counter = resize_counter
-        if not self._maximized:
-            Gtk.Window.resize(self, width + 2 * FRAME, height + 2 * FRAME)
-        self._backing.offsets = 0, 0, 0, 0
-        self._set_backing_size(width, height)
-        self.queue_draw_area(0, 0, width, height)
-
-    def move_resize(self, x: int, y: int, width: int, height: int, resize_counter: int = 0) -> None:
-        width, height = max(1, width), max(1, height)
-        if self._override_redirect and rules.is_too_large(width, height, self._client.get_root_size()):
-            return
-        self._resize_counter = resize_counter
-        decoration_x, decoration_y = self.measure_decoration()
-        self.move(x - decoration_x, y - decoration_y)
-        if (width, height) != self._size:
-            self._size = width, height
-            self.resize(width, height, resize_counter)
-
-    def measure_decoration(self) -> tuple[int, int]:
-        """Return how far the window's corner is inside of what the window manager put around it."""
-        window = self.get_window()
-        if window is None or self._override_redirect:
-            return 0, 0
-        origin, root = window.get_origin()[-2:], window.get_root_origin()
-        return int(origin[0] - root[0]), int(origin[1] - root[1])
-
-    def apply_geometry_hints(self, hints: Any) -> None:
-        super().apply_geometry_hints(rules.widen_hints(hints))
-
-    def set_fullscreen(self, fullscreen: bool) -> None:
-        """Do nothing: the guest does not choose to cover everything, frame and all."""
-
-
-GObject.type_register(FramedWindow)
-
-
 class QuietClient(xpra_client.XpraClient):  # type: ignore[misc]
     """The client of one guest."""
 
     ClientWindowClass = FramedWindow
+    dress = Status.dress
+
+    def __init__(self) -> None:
+        self._waiting = Room(PACKETS_WAITING, 0)
+        self._pictures = Room(PICTURES_WAITING, PICTURES_COST)
+        self._is_agreed = self._is_started = self._is_telling = False
+        super().__init__()
+        GLib.io_add_watch(0, GLib.IO_IN | GLib.IO_HUP, self.change_dress)
+
+    def setup_connection(self, connection: Any) -> Any:
+        protocol = super().setup_connection(connection)
+        self._protocol.abs_max_packet_size = self._protocol.max_packet_size = FRAME_MAX
+        return protocol
+
+    def send_hello(self, *_reply: Any) -> None:
+        """Say what this client is: no reply to a guest that wants a password, and little of this host."""
+        told = tell_guest({**self.make_hello_base(), **self.make_hello()})
+        self.send("hello", {**told, "uuid": secrets.token_hex(20)})
+
+    def process_packet(self, protocol: Any, untrusted_packet: Any) -> None:
+        packet = read_packet(untrusted_packet)
+        if packet is None or (packet[0] == "hello" and self._is_agreed):
+            return
+        self._is_agreed |= packet[0] == "hello"
+        # Of its own the client's main thread makes packets as well: it is the one that makes room.
+        if threading.current_thread() is not threading.main_thread():
+            if packet[0] == "draw":
+                self._pictures.take(measure_cost(packet))
+            if packet[0] in self._ui_packet_handlers:
+                self._waiting.take()
+        super().process_packet(protocol, packet)
 
     def add_packet_handler(self, packet_type: str, handler: Any, main_thread: bool = True) -> None:
-        if packet_type in rules.PACKETS:
-            super().add_packet_handler(packet_type, handler, main_thread)
+        if packet_type not in READERS and packet_type not in INTERNAL:
+            return
+
+        def handle(packet: Any) -> None:
+            try:
+                handler(packet)
+            finally:
+                self._waiting.give()
+
+        super().add_packet_handler(packet_type, handle if main_thread else handler, main_thread)
+
+    def send_damage_sequence(self, *words: Any) -> None:
+        self._pictures.give()
+        super().send_damage_sequence(*words)
+
+    def check_echo_timeout(self, ping_time: Any) -> None:
+        """End when the guest is silent, but not while its VM stands still: then it cannot speak."""
+        if Status.dress.is_still:
+            self.cancel_ping_echo_timeout_timer()
         else:
-            super().add_packet_handler(packet_type, lambda _packet: None, False)
+            super().check_echo_timeout(ping_time)
+
+    def _process_ping(self, packet: Any) -> None:
+        self.send("ping_echo", packet[1], 0, 0, 0, -1, "")  # xpra's own tells how busy this host is
 
     def _process_startup_complete(self, packet: Any) -> None:
         super()._process_startup_complete(packet)
-        Status.tell("connected")
-        self.tell_windows()
+        if not self._is_started:
+            self._is_started = True
+            Status.tell("connected")
+            self.tell_windows()
 
-    def tell_windows(self) -> None:
+    def tell_windows(self) -> bool:
+        """Tell how many windows there are."""
+        self._is_telling = False
         Status.tell(f"windows {len(self._id_to_window)}")
+        return False
+
+    def tell_windows_soon(self) -> None:
+        """Tell it once for all changes of the next moments: a guest may have windows come and go as it likes."""
+        if self._is_started and not self._is_telling:
+            self._is_telling = True
+            GLib.timeout_add(TELL_MS, self.tell_windows)
+
+    def change_dress(self, fd: int, _condition: Any) -> bool:
+        """Dress all windows as forwarder.py says now."""
+        before = Status.dress.prefix
+        is_open = Status.dress.read(fd)
+        self.cancel_ping_echo_timeout_timer()  # a guest that was paused may speak again from now on
+        for _, window in self.list_windows():
+            title = Status.dress.change_title(window._metadata.bytesget("title").decode(), before).encode()
+            window.update_metadata(typedict({b"title": title, b"icon-title": title}))
+            window.queue_draw()
+        return is_open
+
+    def has_focus(self) -> bool:
+        """Tell whether what is typed goes to a window of this guest."""
+        return self._focused is not None
+
+    def list_windows(self) -> list[tuple[int, Any]]:
+        """Return all windows with their numbers."""
+        return list(self._id_to_window.items())
 
     def _process_new_common(self, packet: Any, override_redirect: bool) -> None:
-        if len(self._id_to_window) >= rules.WINDOWS_MAX:
+        window, width, height = packet[1], packet[4], packet[5]
+        if len(self._id_to_window) >= rules.WINDOWS_MAX or window in self._id_to_window:
             return
-        width, height = int(packet[4]), int(packet[5])
-        is_menu = bool(override_redirect) and not rules.is_too_large(width, height, self.get_root_size())
-        super()._process_new_common(packet[:7], is_menu)  # after that come wishes such as another workspace
-        self.tell_windows()
+        if not self.has_room(width, height):
+            return
+        super()._process_new_common(packet, override_redirect and not self.is_too_large(width, height))
+        self.tell_windows_soon()
+
+    def has_room(self, width: int, height: int, window: Any = None) -> bool:
+        """Tell whether a window may have a size: a new one, or one that there is, which may be a menu."""
+        others = sum(other.count_pixels() for _, other in self.list_windows() if other is not window)
+        if width * height > rules.AREA_MAX or others + width * height > rules.AREA_SUM_MAX:
+            return False
+        return window is None or not window.is_OR() or not self.is_too_large(width, height, window)
+
+    def is_too_large(self, width: int, height: int, window: Any = None) -> bool:
+        """Tell whether a menu of this size would, with all others, cover too much."""
+        menus = [other for _, other in self.list_windows() if other.is_OR() and other is not window]
+        others = sum(menu.count_pixels() for menu in menus)
+        return rules.is_too_large(width, height, self.find_monitor(), others)
+
+    def find_monitor(self) -> tuple[int, int]:
+        """Return the size of the smallest monitor, in pixels."""
+        screens = self._current_screen_sizes or ()
+        monitors = [(monitor[3], monitor[4]) for screen in screens for monitor in screen[5]]
+        root: tuple[int, int] = self.get_root_size()
+        return min(monitors, default=root, key=lambda size: size[0] * size[1])
 
     def cook_metadata(self, new_window: bool, metadata: Any) -> Any:
         untrusted = dict(metadata)
-        return typedict(rules.filter_metadata(compose_title, Status.name, untrusted, is_new=new_window))
+        return typedict(rules.filter_metadata(Status.dress.compose, Status.dress.name, untrusted, is_new=new_window))
 
     def _process_lost_window(self, packet: Any) -> None:
         super()._process_lost_window(packet)
-        self.tell_windows()
-
-    def _process_cursor(self, packet: Any) -> None:
-        if not rules.is_large_cursor(packet):
-            super()._process_cursor(packet)
+        self.tell_windows_soon()
 
     def set_tray_icon(self) -> None:
         """Do nothing: there is no tray."""
 
 
-def read_colour(text: str) -> tuple[float, float, float]:
-    """Return red, green and blue of a colour such as cc0000, each from 0 to 1. Raises ValueError."""
-    number = int(text, 16)
-    if not 0 <= number <= 0xFFFFFF:
-        raise ValueError(f"{text} is not a colour such as cc0000")
-    return (number >> 16) / 255, (number >> 8 & 255) / 255, (number & 255) / 255
-
-
-def main(name: str, colour: str, words: list[str]) -> int:
-    """Run xpra's client until it ends; return its exit code."""
-    Status.fd, Status.name, Status.colour = os.dup(1), name, read_colour(colour)
+def main(look: list[str], words: list[str]) -> int:
+    """Run xpra's client until it ends; return its exit code. `look` is a name, a colour and a state."""
+    Status.fd = os.dup(1)
+    Status.dress.put_on(*look)
     os.dup2(2, 1)  # what xpra prints is no status
     if not xpra.__version__.startswith(VERSION):
         Status.tell("wrong-version")
         return EXIT_VERSION
     init()
     xpra_client.XpraClient = QuietClient
+    compression.zlib_decompress = inflate  # xpra's own would inflate whatever comes
     return int(xpra_main.main("xpra", ["xpra", *words]) or 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    sys.exit(main(sys.argv[1:4], sys.argv[4:]))

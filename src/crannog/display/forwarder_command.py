@@ -1,22 +1,28 @@
 """The command line of the xpra client that shows one guest's windows, in its sandbox."""
 
-import dataclasses
 import os
-import re
 
+from crannog.display.look import Look
 from crannog.display.sandbox import sandboxed
 from crannog.display.session import Session
-from crannog.errors import ValueRefusedError
 
 INSIDE = "/crannog"
 """The folder in the sandbox that holds the guest's socket and our client."""
 GUEST_SOCKET = f"{INSIDE}/guest.sock"
 _LIBRARY = f"{INSIDE}/lib"
-_CLIENT_FILES = ("forwarder_client.py", "forwarder_rules.py", "titles.py")
+_CLIENT_FILES = (
+    "forwarder_client.py",
+    "forwarder_dress.py",
+    "forwarder_fields.py",
+    "forwarder_hello.py",
+    "forwarder_packets.py",
+    "forwarder_room.py",
+    "forwarder_rules.py",
+    "forwarder_window.py",
+    "titles.py",
+)
 """Of this package, the sandbox has these alone."""
 _NOWHERE = "/nonexistent"
-_COLOUR = re.compile(r"(?:#|0x)([0-9a-fA-F]{6})")
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
 
 PING_SECONDS = 2
 SILENCE_SECONDS = 8
@@ -48,30 +54,13 @@ _NO_DECODERS = ("YAML", "BENCODER")
 """A server may send in any of these, whatever was agreed, unless they are off. The first can name Python objects."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """What a VM's windows look like: its name in titles, and its label's colour as six hex digits."""
-
-    name: str
-    colour: str
-
-
-def parse_look(name: str, colour: str) -> Look:
-    """Return how windows look. Raises ValueRefusedError for a name or colour that is none."""
-    if not _NAME.fullmatch(name):
-        raise ValueRefusedError(f"'{name[:80]}' is no name of a VM: give it as qvm-ls shows it")
-    match = _COLOUR.fullmatch(colour)
-    if not match:
-        raise ValueRefusedError(f"'{colour[:80]}' is no colour: give it as #rrggbb")
-    return Look(name, match[1].lower())
-
-
 def build_command(look: Look, session: Session, guest_socket: str) -> list[str]:
     """Return the command line of the client that shows what comes from `guest_socket`, within the sandbox."""
     here = os.path.dirname(os.path.abspath(__file__))
     sockets = {**session.sockets, GUEST_SOCKET: guest_socket}
     sockets |= {f"{_LIBRARY}/crannog/display/{file}": os.path.join(here, file) for file in _CLIENT_FILES}
-    client = ["/usr/bin/python3", "-s", f"{_LIBRARY}/crannog/display/{_CLIENT_FILES[0]}", look.name, look.colour]
+    client = ["/usr/bin/python3", "-s", f"{_LIBRARY}/crannog/display/{_CLIENT_FILES[0]}"]
+    client += [look.name, look.colour, look.state]
     return sandboxed([*client, *_list_words()], sockets, _make_environment(session))
 
 

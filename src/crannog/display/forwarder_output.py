@@ -10,11 +10,15 @@ _LINE_MAX = 64
 _READ = 4096
 LOG_LINES_MAX = 200
 """Lines that a client may write to the log; what it writes can follow from what a guest sends."""
+LOG_LINES_SUM_MAX = 5000
+"""Lines of all clients of this process: a guest can end one after the other."""
 _LOG_LINE_MAX = 200
 
 
 class Output:
     """The two pipes of a client."""
+
+    _logged_sum = 0
 
     def __init__(self, status_fd: int, log_fd: int) -> None:
         self._buffers = {status_fd: bytearray(), log_fd: bytearray()}
@@ -54,9 +58,11 @@ class Output:
         return [line.decode("ascii", "replace") for line in lines]
 
     def _log(self, lines: list[str]) -> None:
-        for line in lines[: LOG_LINES_MAX - self._logged]:
+        taken = lines[: min(LOG_LINES_MAX - self._logged, LOG_LINES_SUM_MAX - Output._logged_sum)]
+        for line in taken:
             shown = "".join(character if " " <= character <= "~" else "?" for character in line[:_LOG_LINE_MAX])
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"client: {shown}\n")
                 sys.stderr.flush()
-        self._logged = min(LOG_LINES_MAX, self._logged + len(lines))
+        self._logged += len(taken)
+        Output._logged_sum += len(taken)

@@ -1,39 +1,33 @@
 """What the xpra client in the sandbox believes of a guest. Pure, and of the standard library alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 FRAME = 5
 """Width of a window's frame in pixels."""
 MENU_SHARE = 0.5
-"""Largest part of the screen that a window without a title bar may cover."""
+"""Largest part of a monitor that all windows of a guest without a title bar may cover together."""
+SIDE_MAX = 16384
+"""Largest width and height of a window in pixels."""
+AREA_MAX = 1 << 25
+"""Pixels of one window at most: four bytes for each of them are held here, and by an X server with a compositor."""
+AREA_SUM_MAX = 1 << 26
+"""Pixels of all windows of a guest at most; one that would be more is not shown."""
+EDGE = 64
+"""Pixels of a window's title bar that stay on the screen when the guest moves it."""
 WINDOWS_MAX = 200
 """Windows of one guest at a time; more are not shown."""
 CURSOR_MAX = 64
 """Largest width and height of a cursor in pixels."""
-PACKETS = frozenset(
-    {
-        "configure-override-redirect",
-        "connection-lost",
-        "cursor",
-        "desktop_size",
-        "disconnect",
-        "draw",
-        "eos",
-        "gibberish",
-        "hello",
-        "invalid",
-        "lost-window",
-        "new-override-redirect",
-        "new-window",
-        "ping",
-        "ping_echo",
-        "startup-complete",
-        "window-metadata",
-        "window-move-resize",
-        "window-resized",
-    }
-)
-METADATA = frozenset({"title", "size-constraints", "transient-for", "window-type", "maximized", "iconic"})
+_NUMBERS = frozenset({"transient-for", "maximized", "iconic"})
+_CONSTRAINTS = {
+    "base-size": (0, SIDE_MAX),
+    "increment": (1, 1024),
+    "maximum-aspect-ratio": (1, SIDE_MAX),
+    "maximum-size": (1, 32767),
+    "minimum-aspect-ratio": (1, SIDE_MAX),
+    "minimum-size": (0, 2048),
+}
+"""Of a window's size, in pixels: a smallest size beyond any monitor would be one that the user cannot mend."""
 WINDOW_TYPES = frozenset(
     {"NORMAL", "DIALOG", "UTILITY", "MENU", "DROPDOWN_MENU", "POPUP_MENU", "TOOLTIP", "COMBO", "SPLASH"}
 )
@@ -53,9 +47,31 @@ def filter_metadata(
             kept[b"title"] = kept[b"icon-title"] = compose(name, untrusted_value).encode()
         elif key == "window-type":
             kept[b"window-type"] = _filter_types(untrusted_value)
-        elif key in METADATA:
+        elif key == "size-constraints":
+            kept[b"size-constraints"] = _filter_constraints(untrusted_value)
+        elif key in _NUMBERS and isinstance(untrusted_value, int) and -1 <= untrusted_value < 1 << 31:
+            kept[key.encode()] = int(untrusted_value)
+    return kept
+
+
+def _filter_constraints(untrusted: object) -> dict[bytes, object]:
+    """Return the sizes that a window may have, as far as they make sense."""
+    kept: dict[bytes, object] = {}
+    for untrusted_key, untrusted_value in untrusted.items() if isinstance(untrusted, dict) else ():
+        key = untrusted_key.decode("latin-1") if isinstance(untrusted_key, bytes) else str(untrusted_key)
+        if key == "gravity" and untrusted_value in range(1, 11):
+            kept[b"gravity"] = untrusted_value
+        elif key == "set-initial-position" and isinstance(untrusted_value, int):
+            kept[b"set-initial-position"] = bool(untrusted_value)
+        elif key in _CONSTRAINTS and _is_pair(untrusted_value, *_CONSTRAINTS[key]):
             kept[key.encode()] = untrusted_value
     return kept
+
+
+def _is_pair(value: object, least: int, most: int) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(isinstance(number, int) and least <= number <= most for number in value)
 
 
 def _filter_types(untrusted_types: object) -> list[bytes]:
@@ -64,9 +80,18 @@ def _filter_types(untrusted_types: object) -> list[bytes]:
     return [text.encode() for text in texts if text in WINDOW_TYPES] or [b"NORMAL"]
 
 
-def is_too_large(width: int, height: int, screen: tuple[int, int]) -> bool:
-    """Tell whether a window without a title bar would cover too much of the screen."""
-    return width * height > MENU_SHARE * screen[0] * screen[1]
+def is_too_large(width: int, height: int, monitor: tuple[int, int], others: int = 0) -> bool:
+    """Tell whether windows without a title bar would cover too much of a monitor.
+
+    `others` is the area of those that the guest has already; a wide or high one would have its frame outside.
+    """
+    wide, high = width + 2 * FRAME, height + 2 * FRAME
+    return wide > monitor[0] or high > monitor[1] or others + wide * high > MENU_SHARE * monitor[0] * monitor[1]
+
+
+def keep_on_screen(x: int, y: int, screen: tuple[int, int]) -> tuple[int, int]:
+    """Return the place of a window with a title bar: the bar's beginning, which has the VM's name, is on the screen."""
+    return max(0, min(x, screen[0] - EDGE)), max(0, min(y, screen[1] - EDGE))
 
 
 def widen_hints(hints: dict[object, float]) -> dict[str, float]:
@@ -78,7 +103,10 @@ def widen_hints(hints: dict[object, float]) -> dict[str, float]:
     return wider
 
 
-def is_large_cursor(untrusted_packet: Sequence[object]) -> bool:
-    """Tell whether a cursor reaches far over its window. Its packet has x, y, width, height after one or two words."""
-    numbers = [value for value in untrusted_packet[1:6] if isinstance(value, int)]
-    return max(numbers[2:4], default=0) > CURSOR_MAX
+def would_loop(child: int, parent: int, parents: Mapping[int, int]) -> bool:
+    """Tell whether a window would, over any number of others, become the parent of itself."""
+    seen = {child}
+    while parent in parents and parent not in seen:
+        seen.add(parent)
+        parent = parents[parent]
+    return parent in seen

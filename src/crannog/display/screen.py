@@ -3,7 +3,8 @@
 It waits for the VNC socket of QEMU, and hands the connection to a viewer in a sandbox (viewer.py). As a spare it has
 its viewer ready before it is told what to show. It outlives the daemon, ends with the VM, and says on its status socket
 how things are (status.py): `drawn`, `failed REASON`, and `closed` when the user closed the window: nothing is shown
-from then on, and the process waits to be told to end, so that a daemon which comes later learns of it.
+from then on, and the process waits to be told to end, so that a daemon which comes later learns of it. A line
+`look ...` (look.py) that a watcher sends changes the colour and the title.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import subprocess
 import sys
 import time
 
+from crannog.display.look import Look, parse_look
 from crannog.display.sandbox import sandboxed
 from crannog.display.session import Session
 from crannog.display.status import StatusSocket
-from crannog.errors import CrannogError
+from crannog.errors import CrannogError, ValueRefusedError
 
 PYTHON = "/usr/bin/python3"
 """The distribution's own: it has the distribution's GTK."""
@@ -34,11 +36,14 @@ GRACE = 1.5
 class Screen:
     """The viewer, the VNC socket and the status socket, in one loop."""
 
-    def __init__(self, vnc_path: str, status: StatusSocket, control: socket.socket) -> None:
+    def __init__(self, vnc_path: str, status: StatusSocket, control: socket.socket, look: Look) -> None:
         """`control` is the socket to the viewer."""
         self._vnc_path = vnc_path
         self._status = status
         self._control = control
+        self._look = look
+        status.on_line = self.take_line
+        self._tell_look()
 
     def run(self) -> int:
         """Show the screen until the viewer ends; return the exit code."""
@@ -50,6 +55,17 @@ class Screen:
         while self._follow():
             pass
         return 0
+
+    def take_line(self, line: str) -> None:
+        """Do what a watcher says: `look #rrggbb STATE`."""
+        with contextlib.suppress(ValueRefusedError):
+            self._look = self._look.change(line)
+            self._tell_look()
+
+    def _tell_look(self) -> None:
+        look = self._look
+        with contextlib.suppress(OSError):  # a viewer that has ended is noticed by the loop
+            self._control.send(f"look {look.name} #{look.colour} {look.state}".encode(), socket.MSG_DONTWAIT)
 
     def _follow(self) -> bool:
         """Wait once; return whether the viewer goes on."""
@@ -121,6 +137,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace | None:
     parser.add_argument("--spare", action="store_true", help="read the other options from standard input, a line")
     parser.add_argument("--name", default="", help="the VM's name")
     parser.add_argument("--colour", default="#000000", help="its label's, as #rrggbb")
+    parser.add_argument("--state", default="", help="the VM's state, unless it just runs")
     parser.add_argument("--vnc", default="", help="QEMU's VNC socket")
     parser.add_argument("--status", default="", help="where to say how things are")
     options = parser.parse_args(arguments)
@@ -148,14 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
 def show(options: argparse.Namespace, control: socket.socket) -> int:
     """Show what the options say with the viewer at the other end of `control`; return the exit code."""
     try:
+        look = parse_look(options.name, options.colour, options.state)
         status = StatusSocket(options.status)
-    except OSError as error:
+    except (CrannogError, OSError) as error:
         sys.stderr.write(f"{options.name}: {options.status}: {error}\n")
         return 1
     with contextlib.closing(status):
-        with contextlib.suppress(OSError):  # a viewer that has ended is noticed by the loop
-            control.send(f"show {options.name} {options.colour}".encode())
-        return Screen(options.vnc, status, control).run()
+        return Screen(options.vnc, status, control, look).run()
 
 
 def end(viewer: subprocess.Popen[bytes], control: socket.socket) -> None:

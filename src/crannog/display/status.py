@@ -18,12 +18,12 @@ WATCHERS_MAX = 8
 
 
 class StatusSocket:
-    """The process's end. `poll` is called by the process's loop; `on_line` gets each line that a watcher sends."""
+    """The process's end. `wait` is called by the process's loop; `on_line` gets each line that a watcher sends."""
 
     def __init__(self, path: str, on_line: Callable[[str], None] = lambda _line: None) -> None:
         """Listen at `path`. Raises FileExistsError when another process does already, OSError."""
         self._path = path
-        self._on_line = on_line
+        self.on_line = on_line
         self._watchers: dict[int, tuple[socket.socket, bytearray]] = {}
         self._said: dict[str, str] = {}
         self._listener = _listen(path)
@@ -104,7 +104,7 @@ class StatusSocket:
         if not data or len(unread) > LINE_MAX:
             self._drop(fd)
         for line in lines:
-            self._on_line(line.decode("ascii", "replace"))
+            self.on_line(line.decode("ascii", "replace"))
 
     def _drop(self, fd: int) -> None:
         watcher, _ = self._watchers.pop(fd)

@@ -2,8 +2,8 @@
 
 A guest chooses its titles, and may try to pass for another VM, or for a program of the host: by control characters,
 by characters that turn the reading direction or take no place, by length, or by imitating a frame's text. What a
-window manager shows is `[NAME] ` and then at most TITLE_MAX letters of what the guest wants; no title of a guest
-begins in another way. This file uses the standard library alone, as it runs in the sandbox as well.
+window manager shows is `[NAME] `, or `[NAME: STATE] `, and then at most TITLE_MAX letters of what the guest wants; no
+title of a guest begins in another way. This file uses the standard library alone, as it runs in the sandbox as well.
 """
 
 import unicodedata
@@ -13,7 +13,7 @@ TITLE_MAX = 200
 READ_MAX = 4096
 """Characters that are looked at: the rest of a longer title costs nothing."""
 UNTITLED = "untitled"
-NAME_MAX = 64
+PREFIX_MAX = 100
 
 _FORBIDDEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 """General categories (Unicode Standard, section 4.5): control, format (all that changes direction, or has no width),
@@ -25,9 +25,14 @@ _BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters that look like nothing."""
 
 
+def compose_prefix(name: str, state: str) -> str:
+    """Return what stands in brackets: the VM's name, and its state unless it just runs."""
+    return (f"{name}: {state}" if state else name)[:PREFIX_MAX]
+
+
 def compose_title(prefix: str, untrusted_title: object) -> str:
-    """Return the title to show: the VM's name in brackets, then what is left of the guest's title."""
-    return f"[{prefix[:NAME_MAX]}] {clean_title(untrusted_title)}"
+    """Return the title to show: the prefix in brackets, then what is left of the guest's title."""
+    return f"[{prefix[:PREFIX_MAX]}] {clean_title(untrusted_title)}"
 
 
 def clean_title(untrusted_title: object) -> str:

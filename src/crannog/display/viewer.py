@@ -2,9 +2,10 @@
 
 A program of its own: it runs in the sandbox (display/sandbox.py) with the distribution's Python and gtk-vnc, which
 reads what the guest draws, and imports nothing of the package. On standard input it has a socket to display/screen.py,
-a message a time (SOCK_SEQPACKET): it gets `show VM #rrggbb`, upon which the window is there, and `connect`, with
-the connected VNC socket beside it; it sends `drawn` when the first picture is on the screen, and `closed` when the user
-closes the window. Until it is told what to show it is a spare: starting it is what takes long.
+a message a time (SOCK_SEQPACKET): it gets `look VM #rrggbb STATE`, upon which the window is there, or looks otherwise
+from then on, and `connect`, with the connected VNC socket beside it; it sends `drawn` when the first picture is on the
+screen, and `closed` when the user closes the window. Until it is told what to show it is a spare: starting it is what
+takes long.
 
 Title, frame and bar are made of what Crannog says, never of what the guest does. Cut buffers are not passed on.
 """
@@ -12,6 +13,7 @@ Title, frame and bar are made of what Crannog says, never of what the guest does
 import signal
 import socket
 import sys
+import warnings
 
 import gi
 
@@ -24,6 +26,8 @@ EXIT_CLOSED = 0
 EXIT_GONE = 3
 """The VM's end of the connection was closed."""
 MESSAGE_MAX = 256
+CLASS = "crannog"
+"""The class of all windows of VMs; its instance is the VM's name (cli/clipboard_focus.py)."""
 FRAME = 4
 """Pixels of the coloured frame."""
 FIRST_SIZE = (720, 400)
@@ -48,6 +52,8 @@ class Viewer:
         self.exit_code = EXIT_GONE
         self._label = Gtk.Label()
         self._screen = GtkVnc.Display()
+        self._style = Gtk.CssProvider()
+        Gtk.StyleContext.add_provider_for_screen(Gdk.Screen.get_default(), self._style, 800)
         self._window = self._build()
         self._listen()
         self._warm_up()
@@ -62,16 +68,28 @@ class Viewer:
         self._label.get_layout().get_pixel_size()
 
     def _dress(self, colour: str) -> None:
-        provider = Gtk.CssProvider()
-        provider.load_from_data(STYLE.format(frame=FRAME, colour=colour, ink=contrast_to(colour)).encode())
-        Gtk.StyleContext.add_provider_for_screen(Gdk.Screen.get_default(), provider, 800)
+        self._style.load_from_data(STYLE.format(frame=FRAME, colour=colour, ink=contrast_to(colour)).encode())
 
-    def _show(self, name: str, colour: str) -> None:
-        self._window.set_title(f"[{name}] emulated screen")
-        self._label.set_text(name)
+    def _look(self, name: str, colour: str, state: str) -> None:
+        prefix = f"{name}: {state}" if state else name
+        self._window.set_title(f"[{prefix}] emulated screen")
+        self._label.set_text(prefix)
         self._dress(colour)
-        self._window.show_all()
-        self._screen.grab_focus()
+        if not self._window.get_visible():
+            self._name(name)
+            self._window.show_all()
+            self._screen.grab_focus()
+
+    def _name(self, name: str) -> None:
+        """Give the window the VM's name as its class-instance, as the VM's other windows have it.
+
+        X windows have that from their beginning on (ICCCM, 4.1.2.5), so that the spare's are made anew.
+        """
+        self._window.unrealize()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GTK 3 has no other way
+            self._window.set_wmclass(name, CLASS)
+        self._window.realize()
 
     def _build(self) -> Gtk.Window:
         window = Gtk.Window()
@@ -135,9 +153,9 @@ class Viewer:
         message, fds, _flags, _address = socket.recv_fds(self._control, MESSAGE_MAX, 1)
         if message == b"connect" and fds:
             self._screen.open_fd(fds[0])
-        elif message.startswith(b"show "):
-            _, name, colour = message.decode("ascii", "replace").split(" ")
-            self._show(name, colour)
+        elif message.startswith(b"look "):
+            _, name, colour, state = message.decode("ascii", "replace").split(" ", 3)
+            self._look(name, colour, state)
         elif not message:
             self._quit(EXIT_GONE)
             return False
@@ -164,7 +182,7 @@ def contrast_to(colour: str) -> str:
 
 def main() -> int:
     """Run the viewer; return its exit code."""
-    GLib.set_prgname("crannog")
+    GLib.set_prgname(CLASS)
     viewer = Viewer(socket.socket(fileno=0))
     Gtk.main()
     return viewer.exit_code

@@ -31,6 +31,9 @@ class Displays(Protocol):
     def kill(self, kind: DisplayKind, uuid: str) -> None:
         """End a display's process that does not end by itself."""
 
+    def dress(self, shown: Shown) -> None:
+        """Have the open displays of a VM look as it says: the colour of their frames, and the state in their titles."""
+
     def send_mode(self, uuid: str, mode: GuiMode) -> None:
         """Have the guest told its mode; `MODE_SENT` or `MODE_FAILED` is the answer."""
 
@@ -46,5 +49,5 @@ class Displays(Protocol):
     def diagnose(self) -> list[str]:
         """Return where VMs are shown and what is missing for it, a sentence each, for a person to read."""
 
-    def describe_problem(self) -> str:
-        """Return why this host cannot show VMs, a sentence; empty when it can."""
+    def describe_problem(self, kind: DisplayKind) -> str:
+        """Return why this host cannot show such displays, a sentence; empty when it can. Looked up anew each time."""

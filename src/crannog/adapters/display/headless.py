@@ -40,6 +40,10 @@ class HeadlessDisplays:
         """Do what `close` does."""
         self.close(kind, uuid)
 
+    def dress(self, shown: Shown) -> None:
+        """Keep how it would look."""
+        self.shown |= {key: shown for key in self.shown if key[0] == shown.uuid}
+
     def send_mode(self, uuid: str, mode: GuiMode) -> None:
         """Keep the mode."""
         self.modes[uuid] = mode
@@ -59,8 +63,9 @@ class HeadlessDisplays:
         """Return that VMs are not shown."""
         return [f"VMs are not shown: {self._problem or 'this host keeps what would be shown'}."]
 
-    def describe_problem(self) -> str:
+    def describe_problem(self, kind: DisplayKind) -> str:
         """Return why this host cannot show VMs."""
+        del kind
         return self._problem
 
     def tell(self, uuid: str, kind: DisplayKind, news: DisplayNews) -> None:

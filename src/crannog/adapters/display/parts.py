@@ -1,39 +1,49 @@
 """Which programs of the distribution show VMs, and which of them are missing here."""
 
+import glob
+import os
 import shutil
 from collections.abc import Mapping
 
-SCREEN_PACKAGES = {
-    "bwrap": "bubblewrap",
-    "prlimit": "util-linux",
-    "/usr/lib/*/girepository-1.0/GtkVnc-2.0.typelib": "gir1.2-gtk-vnc-2.0",
-    "/usr/lib/python3/dist-packages/gi": "python3-gi",
+from crannog.core.displays import DisplayKind
+
+_SANDBOX = {"bwrap": "bubblewrap", "prlimit": "util-linux"}
+_LIBRARY = "/usr/lib/python3/dist-packages"
+PACKAGES: Mapping[DisplayKind, Mapping[str, str]] = {
+    DisplayKind.SCREEN: _SANDBOX
+    | {
+        "/usr/lib/*/girepository-1.0/GtkVnc-2.0.typelib": "gir1.2-gtk-vnc-2.0",
+        f"{_LIBRARY}/gi/__init__.py": "python3-gi",
+    },
+    DisplayKind.AGENT: _SANDBOX
+    | {
+        "xpra": "xpra",
+        f"{_LIBRARY}/PIL/__init__.py": "python3-pil",
+        f"{_LIBRARY}/gi/_gi_cairo*.so": "python3-gi-cairo",
+    },
 }
-"""What the device-model display needs, and the Debian package that has it."""
-AGENT_PACKAGES = {"xpra": "xpra"}
-"""What the agent display needs besides."""
+"""What each display needs, and the Debian package that has it: a program by its name, a file by a pattern."""
+_PURPOSES = {DisplayKind.SCREEN: "screens", DisplayKind.AGENT: "windows"}
 
 
-def missing_packages(wanted: Mapping[str, str]) -> list[str]:
-    """Return the packages of which something is not installed."""
-    return [package for part, package in wanted.items() if not _is_there(part)]
+def missing_packages(kind: DisplayKind, environment: Mapping[str, str]) -> list[str]:
+    """Return the packages of which something is not installed, for one of the displays."""
+    path = environment.get("PATH") or os.defpath
+    return [package for part, package in PACKAGES[kind].items() if not _is_there(part, path)]
 
 
-def _is_there(part: str) -> bool:
-    if not part.startswith("/"):
-        return shutil.which(part) is not None
-    import glob
-
-    return bool(glob.glob(part))
+def _is_there(part: str, path: str) -> bool:
+    return bool(glob.glob(part)) if part.startswith("/") else shutil.which(part, path=path) is not None
 
 
-def missing_parts(environment: Mapping[str, str]) -> str:
-    """Return why VMs cannot be shown here, a sentence with the next step; empty when they can."""
+def missing_parts(kind: DisplayKind, environment: Mapping[str, str]) -> str:
+    """Return why such displays cannot be shown here, a sentence with the next step; empty when they can."""
     if not environment.get("DISPLAY"):
         return "there is no desktop to show VMs on: crannogd was started without the variable DISPLAY"
-    missing = missing_packages(SCREEN_PACKAGES)
+    missing = missing_packages(kind, environment)
     if missing:
-        return f"VMs cannot be shown: install {', '.join(missing)} (apt-get install {' '.join(missing)})"
+        names = _PURPOSES[kind]
+        return f"{names} of VMs cannot be shown: install {', '.join(missing)} (apt-get install {' '.join(missing)})"
     return ""
 
 
@@ -45,8 +55,8 @@ def describe_parts(environment: Mapping[str, str]) -> list[str]:
         if display
         else "VMs are not shown: crannogd was started without a desktop."
     ]
-    for purpose, wanted in (("the screens of VMs", SCREEN_PACKAGES), ("the windows of VMs", AGENT_PACKAGES)):
-        missing = missing_packages(wanted)
+    for kind, purpose in _PURPOSES.items():
+        missing = missing_packages(kind, environment)
         if missing:
-            told.append(f"WARNING: to show {purpose}: apt-get install {' '.join(missing)}")
+            told.append(f"WARNING: to show the {purpose} of VMs: apt-get install {' '.join(missing)}")
     return told

@@ -48,6 +48,7 @@ class _Process:
     """One display's process: the link to its status socket, and the process when this daemon started it."""
 
     path: str
+    shown: Shown
     child: asyncio.subprocess.Process | None = None
     pidfd: int | None = None
     writer: asyncio.StreamWriter | None = None
@@ -65,7 +66,7 @@ class DesktopDisplays:
         """What the processes get: the daemon's own as it was, with the X display that was named last."""
         self._spare = Spare(
             lambda: self._spawn([*_SCREEN, "--spare"], "spare", stdin=subprocess.PIPE),
-            may_start=lambda: not self.describe_problem(),
+            may_start=lambda: not self.describe_problem(DisplayKind.SCREEN),
         )
 
     def listen(self, listener: DisplayListener) -> None:
@@ -76,9 +77,9 @@ class DesktopDisplays:
         """Return where VMs are shown and what is missing for it, a sentence each, for a person to read."""
         return describe_parts(self._environment)
 
-    def describe_problem(self) -> str:
-        """Return why this host cannot show VMs, a sentence; empty when it can."""
-        return missing_parts(self._environment)
+    def describe_problem(self, kind: DisplayKind) -> str:
+        """Return why this host cannot show such displays, a sentence; empty when it can."""
+        return missing_parts(kind, self._environment)
 
     def move(self, display: str, authority: str) -> None:
         """Show VMs on another X display from now on."""
@@ -97,20 +98,20 @@ class DesktopDisplays:
         """Follow the processes of a VM that a former daemon started; return which there are."""
         found = set()
         for kind in DisplayKind:
-            process = _Process(self._paths.display_socket(kind.name.lower(), shown.uuid))
+            process = _Process(self._paths.display_socket(kind.name.lower(), shown.uuid), shown)
             reader = await _connect(process, ADOPTION_TIMEOUT) if os.path.exists(process.path) else None
             if reader:
-                self._keep(shown, kind, process, reader)
+                self._keep(kind, process, reader)
                 found.add(kind)
         return frozenset(found)
 
     async def open(self, kind: DisplayKind, shown: Shown) -> None:
         """Start a display's process. Raises DisplayError when this host cannot show VMs."""
-        problem = self.describe_problem()
+        problem = self.describe_problem(kind)
         if problem:
             raise DisplayError(problem)
-        process = _Process(self._paths.display_socket(kind.name.lower(), shown.uuid))
-        options = ["--name", shown.name, "--colour", shown.colour, "--status", process.path]
+        process = _Process(self._paths.display_socket(kind.name.lower(), shown.uuid), shown)
+        options = ["--name", shown.name, "--colour", shown.colour, "--state", shown.state, "--status", process.path]
         if kind is DisplayKind.SCREEN:
             process.child = await self._show_screen(
                 [*options, "--vnc", self._paths.screen_socket(shown.uuid)], shown.name
@@ -119,7 +120,7 @@ class DesktopDisplays:
             options += ["--rpc", self._paths.rpc_socket(shown.name)]
             process.child = await self._spawn([*_FORWARDER, *options], shown.name)
         process.pidfd = os.pidfd_open(process.child.pid)
-        self._keep(shown, kind, process, None)
+        self._keep(kind, process, None)
 
     def close(self, kind: DisplayKind, uuid: str) -> None:
         """Tell a display's process to end."""
@@ -128,6 +129,14 @@ class DesktopDisplays:
     def kill(self, kind: DisplayKind, uuid: str) -> None:
         """End a display's process that does not end by itself."""
         self._signal(kind, uuid, signal.SIGKILL)
+
+    def dress(self, shown: Shown) -> None:
+        """Have the open displays of a VM look as it says."""
+        for kind in DisplayKind:
+            process = self._processes.get((shown.uuid, kind))
+            if process:
+                process.shown = shown
+                _tell_look(process)
 
     def send_mode(self, uuid: str, mode: GuiMode) -> None:
         """Have the guest told its mode."""
@@ -164,25 +173,25 @@ class DesktopDisplays:
         finally:
             os.close(log_file)
 
-    def _keep(self, shown: Shown, kind: DisplayKind, process: _Process, reader: asyncio.StreamReader | None) -> None:
-        self._processes[shown.uuid, kind] = process
-        process.task = asyncio.ensure_future(self._follow(shown, kind, process, reader))
+    def _keep(self, kind: DisplayKind, process: _Process, reader: asyncio.StreamReader | None) -> None:
+        self._processes[process.shown.uuid, kind] = process
+        process.task = asyncio.ensure_future(self._follow(kind, process, reader))
 
-    async def _follow(
-        self, shown: Shown, kind: DisplayKind, process: _Process, reader: asyncio.StreamReader | None
-    ) -> None:
+    async def _follow(self, kind: DisplayKind, process: _Process, reader: asyncio.StreamReader | None) -> None:
         """Pass on what the process says until it has ended."""
+        key = process.shown.uuid, kind
         try:
             reader = reader or await _connect(process, CONNECT_TIMEOUT)
+            _tell_look(process)  # it may have changed while nobody could say so
             while reader and (line := await reader.readline()):
-                self._note_line(shown, kind, line.decode("ascii", "replace").strip())
+                self._note_line(process.shown, kind, line.decode("ascii", "replace").strip())
         except (OSError, ValueError) as error:  # ValueError: a line without end
-            log.error("%s: its display process: %s", shown.name, error)
+            log.error("%s: its display process: %s", process.shown.name, error)
         finally:
             await _bury(process)
-            if self._processes.get((shown.uuid, kind)) is process:
-                del self._processes[shown.uuid, kind]
-            self._tell(shown.uuid, kind, DisplayNews.ENDED)
+            if self._processes.get(key) is process:
+                del self._processes[key]
+            self._tell(*key, DisplayNews.ENDED)
 
     def _note_line(self, shown: Shown, kind: DisplayKind, line: str) -> None:
         word, _, reason = line.partition(" ")
@@ -200,6 +209,12 @@ class DesktopDisplays:
     def _tell(self, uuid: str, kind: DisplayKind, news: DisplayNews) -> None:
         for listener in self._listeners:
             listener(uuid, kind, news)
+
+
+def _tell_look(process: _Process) -> None:
+    """Tell a process how its VM looks; one that is not connected yet is told when it is."""
+    if process.writer:
+        process.writer.write(f"look {process.shown.colour} {process.shown.state}".rstrip().encode() + b"\n")
 
 
 async def _connect(process: _Process, seconds: float) -> asyncio.StreamReader | None:

@@ -1,11 +1,15 @@
 #!/usr/bin/python3
 """The graphical session of a guest: an X display for the default user, and xpra, which forwards it to the host.
 
-Started as root by init or systemd, and again when it ends. It needs xpra 3 and Xvfb, and is one file of Python 3.9.
+Started as root by init or systemd, and again when it ends. It needs xpra 3 and Xvfb, and is one file of Python 3.9,
+with programs beside it: autostart.py, keyboard.py and own_keyboard.py.
 Applications live on one display, :0, for as long as it runs; the mode only says how that display is forwarded:
 
 - SEAMLESS: `xpra start --use-display` manages the windows, and forwards each of them.
 - FULLSCREEN: a window manager, if there is one, and `xpra shadow`, which forwards the whole screen as one window.
+
+The keyboard is the host's, as xpra sees to, unless the VM has a layout of its own (entry /keyboard-layout of the guest
+DB): then the display gets that one, and keeps it.
 
 The host writes the mode with qubes.SetGuiMode to MODE_FILE; SEAMLESS holds until then. xpra listens on a socket in a
 folder of the user's, and nowhere else; service crannog.Display is a link to that socket.
@@ -34,8 +38,13 @@ FOLDER = RUN + "/gui"
 SOCKET = FOLDER + "/xpra.sock"
 AUTHORITY = FOLDER + "/Xauthority"
 MODE_FILE = "/run/qubes/gui-mode"
+LAYOUT_FILE = "/run/qubes/guestdb/%keyboard-layout"
 CONFIG = "/etc/crannog/gui.conf"
-PROGRAMS = "/usr/lib/crannog/gui/programs"
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROGRAMS, AUTOSTART = f"{HERE}/programs", f"{HERE}/autostart.py"
+KEYBOARD, OWN_KEYBOARD = f"{HERE}/keyboard.py", f"{HERE}/own_keyboard.py"
+HOSTS_LAYOUT = "us++"
+"""What the property keyboard_layout has unless somebody sets it: the host's keyboard is followed."""
 DISPLAY = ":0"
 X_SOCKET = "/tmp/.X11-unix/X0"  # noqa: S108  where every X server on Linux listens
 X_LOCK = "/tmp/.X0-lock"  # noqa: S108
@@ -112,6 +121,16 @@ def read_mode(path: str) -> str:
     return mode if mode in (SEAMLESS, FULLSCREEN) else SEAMLESS
 
 
+def read_layout(path: str) -> str:
+    """Return the VM's own layout, LAYOUT+VARIANT+OPTIONS; an empty text when it follows the host's keyboard."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            layout = file.read(400).strip()
+    except OSError:
+        return ""
+    return "" if layout == HOSTS_LAYOUT else layout
+
+
 def make_authority(cookie: bytes) -> bytes:
     """Return an Xauthority file (xauth(1), libXau): one cookie, for display 0 by whatever name."""
     fields = (b"", b"0", b"MIT-MAGIC-COOKIE-1", cookie)
@@ -147,10 +166,11 @@ def make_environment(user: pwd.struct_passwd) -> dict[str, str]:
     }
 
 
-def list_xpra_words(mode: str) -> list[str]:
-    """Return the command line of the xpra server for a mode."""
+def list_xpra_words(mode: str, layout: str = "") -> list[str]:
+    """Return the command line of the xpra server for a mode, and for a keyboard layout of the VM's own or none."""
     verb = ["start", DISPLAY, "--use-display=yes"] if mode == SEAMLESS else ["shadow", DISPLAY]
-    words = ["xpra", *verb, "--daemon=no", "--attach=no", f"--bind={SOCKET}", "--socket-permissions=600"]
+    program = ["/usr/bin/python3", "-s", OWN_KEYBOARD] if layout else ["xpra"]
+    words = [*program, *verb, "--daemon=no", "--attach=no", f"--bind={SOCKET}", "--socket-permissions=600"]
     words += [f"--socket-dir={FOLDER}", "--speaker=disabled", "--microphone=disabled", "--dbus-launch="]
     words += ["--sharing=no", "--lock=no", "--exit-with-children=no", "--input-method=none", "--fake-xinerama=no"]
     words += ["--encodings=rgb,png", "--video-encoders=none", "--csc-modules=none", "--resize-display=no"]
@@ -166,6 +186,7 @@ class Session:
         self.environment = make_environment(user)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.mode = ""
+        self.layout = ""
         self.failures = 0
         self.retry_at = 0.0
 
@@ -212,7 +233,17 @@ class Session:
         text = f"DISPLAY={DISPLAY}\nXAUTHORITY={AUTHORITY}\n"
         for kind, content in (("environment", text), ("session", "")):
             write_file(f"{RUN}/{kind}.{self.user.pw_name}", content)
+        self.set_layout(read_layout(LAYOUT_FILE))
         self.start("programs", ["/bin/sh", "-l", PROGRAMS])
+        self.start("autostart", ["/bin/sh", "-l", "-c", 'exec "$0" "$1"', sys.executable, AUTOSTART])
+
+    def set_layout(self, layout: str) -> None:
+        """Give the display a keyboard layout; without one it keeps what it has until the host's client says more."""
+        self.layout = layout
+        if layout:
+            self.start("keyboard", [sys.executable, "-I", KEYBOARD, layout])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.processes["keyboard"].wait(GRACE)
 
     def forward(self, mode: str) -> None:
         """Begin to forward the display in a mode."""
@@ -226,14 +257,17 @@ class Session:
             self.start("manager", [manager])
         # No settings but these: the distribution's would have xpra start a session of its own.
         nowhere = {"XPRA_SYSTEM_CONF_DIRS": "/nonexistent", "XPRA_USER_CONF_DIRS": "/nonexistent"}
-        self.start("xpra", list_xpra_words(mode), nowhere)
+        self.start("xpra", list_xpra_words(mode, self.layout), nowhere)
 
     def look(self) -> bool:
         """Do what is to be done now; return whether the display goes on."""
         if not self.is_running("X"):
             return False
-        mode, now = read_mode(MODE_FILE), time.monotonic()
-        if mode != self.mode:
+        mode, layout, now = read_mode(MODE_FILE), read_layout(LAYOUT_FILE), time.monotonic()
+        was_own = bool(self.layout)
+        if layout != self.layout:
+            self.set_layout(layout)
+        if mode != self.mode or bool(layout) != was_own:
             self.forward(mode)
         elif not self.is_running("xpra"):
             if not self.retry_at:
@@ -249,7 +283,7 @@ class Session:
         for kind in ("session", "environment"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{RUN}/{kind}.{self.user.pw_name}")
-        for name in ("xpra", "manager", "programs", "X"):
+        for name in ("xpra", "manager", "keyboard", "autostart", "programs", "X"):
             self.stop(name)
 
 
