@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 
 from benchmarks.harness import Row, call, own_home, summarize, tool
-from benchmarks.start import _backing_file
+from benchmarks.start import backing_file
 
 TARGET = 1 / 0.9
 PART = 64 * 2**20
@@ -66,7 +66,7 @@ def _start(folder: str, turns: int) -> list[str]:
     call("qvm-clone", "original", "copy")
     call("qvm-start", "--wait", "--drive", f"hd:{data}", "copy")
     layer = call("qvm-volume", "info", "copy:private", "path").strip()
-    return [data, layer, os.path.join(os.path.dirname(layer), _backing_file(layer))]
+    return [data, layer, os.path.join(os.path.dirname(layer), backing_file(layer))]
 
 
 def measure(runs: int) -> list[Row]:

@@ -25,10 +25,10 @@ from benchmarks.model import exactly
 from benchmarks.start import (
     AGENT_TIMEOUT,
     VM,
-    _backing_file,
     _make_overlay,
     _without,
     await_agent,
+    backing_file,
     by_hand,
     command_of,
 )
@@ -148,7 +148,7 @@ class ByHand:
         command = by_hand(original, self._channel, console, self._overlay)
         self._command = _without(command, "-object", "masterKey0")
         volatile = re.findall(r'"filename":"([^"]*/root\.volatile\.qcow2)"', "\n".join(original))[0]
-        self._base = os.path.realpath(os.path.join(os.path.dirname(volatile), _backing_file(volatile)))
+        self._base = os.path.realpath(os.path.join(os.path.dirname(volatile), backing_file(volatile)))
         self._process: subprocess.Popen[bytes] | None = None
 
     def prepare(self) -> None:

@@ -44,6 +44,7 @@ def _render_series(name: str, series: Series, rows: list[tuple[str, tuple[Result
 
 _POINTS = ["URI", "points", "running and adopted", "halted and clean", "failures", "seconds: median", "most"]
 _HEADINGS = {
+    "disposables": ["URI", "disposables", "of these ran a command", "errors and leftovers", "seconds in all"],
     "rounds": ["URI", "rounds", "reads", "errors and leftovers", "seconds in all"],
     "refusals": ["URI", "starts", "refused as they must be", "failures", "seconds: median", "most"],
 }

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.faults.daemon_kills import kill_daemons
+from tests.faults.disposable_rounds import run_disposables
 from tests.faults.emulator_kills import STAGES, kill_emulators
 from tests.faults.libvirtd_kills import MOMENTS, kill_libvirtds
 from tests.faults.refusals import refuse_starts
@@ -64,6 +65,15 @@ SERIES = {
         run_rounds,
         500,
         8,
+    ),
+    "disposables": Series(
+        "Disposables come and go",
+        "Disposables are made, started and left by their users, one after the other; each tenth boots and runs a "
+        "command. Good is: each is removed by itself; no file, process, domain or memory of the host is left, and "
+        "crannogd has no more memory and open files than after the first.",
+        run_disposables,
+        200,
+        20,
     ),
     "refusals": Series(
         "Starts that cannot be",

@@ -1,0 +1,81 @@
+"""A VM is prepared for its first command: through the daemon's link, its RPC process and the real agent."""
+
+import asyncio
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crannog.config import Paths
+from crannog.rpc import agents
+from crannog.rpc.agents import VMProcesses
+from tests.fakes import short_folder
+from tests.unit.rpc_world import World, wait_until
+
+UUID = "99999999-2222-3333-4444-555555555555"
+ME = pwd.getpwuid(os.geteuid()).pw_name
+USER = "nobody" if ME == "root" else ME
+"""Not root: the exercise itself is a command of root's."""
+pytestmark = pytest.mark.timeout(60)
+
+
+class ReadyWorld(World):
+    """Everything of one VM, in a home where the daemon finds it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.paths = Paths(str(folder / "home"), str(folder / "cache"))
+        for path in (self.paths.run, self.paths.logs):
+            os.makedirs(path)
+        self.rpc_socket = self.paths.rpc_socket("vm1")
+        self.start_all()
+        self.agent = self.children[-1]
+
+    def shells(self) -> list[str]:
+        """Return the numbers of the agent's children that wait for a command."""
+        children = Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split()
+        return [pid for pid in children if b"/dev/fd/3" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def world() -> Iterator[ReadyWorld]:
+    with short_folder() as folder:
+        world = ReadyWorld(folder)
+        yield world
+        world.close()
+
+
+async def test_the_next_command_has_its_shell_already(world: ReadyWorld) -> None:
+    processes = VMProcesses(world.paths)
+    await processes.adopt(UUID, "vm1", USER)
+    await processes.exercise(UUID)
+    await asyncio.to_thread(wait_until, lambda: len(world.shells()) == 1)
+    await processes.exercise("nobody")  # a VM without a process
+    await processes.close()
+    (shell,) = world.shells()
+    assert world.run("echo $$", user=USER)[1] == f"{shell}\n".encode()
+    assert world.run("echo here", user=USER)[1] == b"here\n"
+    assert world.shells() == []
+
+
+async def test_a_guest_that_does_not_answer_is_given_up(world: ReadyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "EXERCISE_TIMEOUT", 0.5)
+    processes = VMProcesses(world.paths)
+    await processes.adopt(UUID, "vm1", ME)
+    world.agent.kill()
+    await asyncio.wait_for(processes.exercise(UUID), 30)
+    await processes.close()
+
+
+async def test_a_clock_that_is_told_is_told_once(world: ReadyWorld) -> None:
+    """An agent that comes later must not set its clock back; what is told here is no time, so that ours stays."""
+    processes = VMProcesses(world.paths)
+    await processes.adopt(UUID, "vm1", "")
+    processes.set_clock(UUID, "no time")  # type: ignore[arg-type]
+    processes.set_clock("nobody", 1)
+    await processes.read_entries(UUID, "/")
+    assert not [path for path in await processes.read_entries(UUID, "/") if "clock" in path]
+    await processes.close()
+    await asyncio.to_thread(wait_until, lambda: b"the clock cannot be set" in world.log.read_bytes())
