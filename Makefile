@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a fresh Debian 12 machine: `make demo` and `make test`.
-.PHONY: setup demo test test-dm test-dm-files test-dm-lvm test-faults test-gui fuzz check bench lock clean
+.PHONY: setup demo test test-dm test-dm-files test-dm-lvm test-faults test-gui test-xen fuzz check bench lock clean
 
 setup:
 	@scripts/setup
@@ -38,6 +38,11 @@ test-faults:
 test-gui:
 	@scripts/setup test
 	@.venv/bin/python -m pytest tests/gui $(ARGS)
+
+# Guests on a real Xen, in machines of their own; ARGS="--write" writes the table in docs/xen.md.
+test-xen:
+	@scripts/setup test
+	@scripts/test-xen $(ARGS)
 
 # Coverage-guided, for FUZZ_SECONDS (600) in all; exits with 1 and the path of the input when something is found.
 fuzz:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from crannog.adapters.display.headless import HeadlessDisplays
+from crannog.adapters.guestdb.host import XenStoreHost
 from crannog.adapters.hostdevices.sysfs import SysfsDevices
 from crannog.adapters.storage.kernels import KernelPool
 from crannog.adapters.storage.qcow2 import Qcow2Pool
@@ -39,6 +40,7 @@ from crannog.daemon.world import World
 from crannog.errors import HypervisorError
 from crannog.hostfacts import HostMemory
 from crannog.ports.channel import Describe
+from crannog.ports.guestdb import HostTrees
 from crannog.ports.hypervisor import Hypervisor, StateListener
 from crannog.ports.storage import Pool
 
@@ -162,6 +164,10 @@ class FakeAgents:
         self.listeners: list[Callable[[str, AgentStatus], None]] = []
         self.describe: Describe = lambda _uuid: {}
         self.refreshed: list[str] = []
+        self.introduced: list[str] = []
+        self.exercised: list[str] = []
+        self.clocks: list[tuple[str, int]] = []
+        """Guests whose clocks were set."""
         self.entries: dict[str, bytes] = {}
         """What guests have written to their guest DBs."""
 
@@ -170,6 +176,15 @@ class FakeAgents:
 
     def refresh(self, uuid: str) -> None:
         self.refreshed.append(uuid)
+
+    async def introduce(self, uuid: str) -> None:
+        self.introduced.append(uuid)
+
+    def set_clock(self, uuid: str, nanoseconds: int) -> None:
+        self.clocks.append((uuid, nanoseconds))
+
+    async def exercise(self, uuid: str) -> None:
+        self.exercised.append(uuid)
 
     async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
         del uuid
@@ -230,6 +245,7 @@ class Inside:
     registry: Registry
     host_memory: FakeMemory = field(default_factory=FakeMemory)
     displays: HeadlessDisplays = field(default_factory=HeadlessDisplays)
+    trees: HostTrees = field(default_factory=XenStoreHost)
     lifecycle: Lifecycle = field(init=False)
     inventory: Inventory = field(init=False)
 
@@ -247,6 +263,7 @@ class Inside:
             host_devices,
             self.host_memory,
             self.displays,
+            self.trees,
         )
         self.hypervisor.listen(self.machines.change)
         self.inventory = Inventory(world, self.registry, self.machines)
@@ -265,7 +282,12 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def build_inside(home: Path, hypervisor: Hypervisor | None = None, displays: HeadlessDisplays | None = None) -> Inside:
+def build_inside(
+    home: Path,
+    hypervisor: Hypervisor | None = None,
+    displays: HeadlessDisplays | None = None,
+    trees: HostTrees | None = None,
+) -> Inside:
     """Make the home of a daemon with one kernel, and its inside; over a real hypervisor if one is given."""
     paths = Paths(str(home), str(home / "cache"))
     for folder in (f"{home}/run", paths.logs, f"{paths.kernels}/{KERNEL}"):
@@ -278,7 +300,15 @@ def build_inside(home: Path, hypervisor: Hypervisor | None = None, displays: Hea
     pool = Qcow2Pool(DEFAULT_POOL, f"{paths.pools}/{DEFAULT_POOL}")
     chosen = cast("FakeHypervisor", hypervisor) if hypervisor else FakeHypervisor()
     return Inside(
-        paths, store, pool, chosen, FakeAgents(), Machines(), registry, displays=displays or HeadlessDisplays()
+        paths,
+        store,
+        pool,
+        chosen,
+        FakeAgents(),
+        Machines(),
+        registry,
+        displays=displays or HeadlessDisplays(),
+        trees=trees or XenStoreHost(lambda: ""),
     )
 
 

@@ -6,6 +6,7 @@ The initramfs is not that of Crannog's own guests: a lab must come up when what 
 
 import dataclasses
 import glob
+import gzip
 import os
 import shutil
 
@@ -23,12 +24,26 @@ DISK_SIZE = 16 * 2**30
 """Bytes of the root disk, which is also where tests make their files. It is sparse."""
 
 LIBRARY = "usr/lib/lab"
-_DRIVERS = ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng")
-"""What the kernel needs as modules before it sees its root; the rest is loaded when it is asked for."""
+DRIVERS = ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng")
+"""What any kernel needs as modules before it sees its root; the rest is loaded when it is asked for."""
 _FOLDERS = ("bin", "dev", "drivers", "proc", "root", "sys")
 _FILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "files")
-_VERSION = 1
+_VERSION = 2
 """Raised whenever this module makes something else of the same input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """What one lab's machine is made of. The recipe's packages include its kernel."""
+
+    recipe: Recipe
+    start: bytes
+    """A piece of shell that PID 1 reads when the project is mounted, and before it takes commands."""
+    files: tuple[GuestFile, ...] = ()
+    drivers: tuple[str, ...] = DRIVERS
+    """The modules that the initramfs loads, each with what it needs."""
+    hypervisor: str = ""
+    """The packed ELF file below /boot that boots the kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +69,26 @@ class LabRoot:
         return f"{self.path}/root.img"
 
 
-def provide_root(cache: ImageCache, recipe: Recipe) -> LabRoot:
-    """Return the recipe's machine from the cache, after building it if it is not there.
+def provide_root(cache: ImageCache, blueprint: Blueprint) -> LabRoot:
+    """Return a lab's machine from the cache, after building it if it is not there.
 
-    The recipe's packages include its kernel. Raises StorageError with one sentence for whatever fails.
+    Raises StorageError with one sentence for whatever fails.
     """
+    recipe = blueprint.recipe
     base = provide_base(cache, recipe)
-    files = _list_files(recipe)
-    boot = read_file("boot")
-    content = [[dataclasses.astuple(file) for file in files], boot, _DRIVERS, DISK_SIZE]
+    files = _list_files(blueprint)
+    content = [
+        [dataclasses.astuple(file) for file in files],
+        read_file("boot"),
+        blueprint.hypervisor,
+        blueprint.drivers,
+        DISK_SIZE,
+    ]
     key = compute_key([_VERSION, base.identity, disk_for("pv").describe(), content])
 
     def build(folder: str) -> None:
         with stage(cache.report, f"{recipe.name}: making the root disk"):
-            _assemble(folder, base, files, boot)
+            _assemble(folder, base, files, blueprint)
 
     return LabRoot(cache.provide(recipe.name, key, build), base.packages)
 
@@ -78,18 +99,20 @@ def read_file(name: str) -> bytes:
         return file.read()
 
 
-def _list_files(recipe: Recipe) -> list[GuestFile]:
-    profile = read_file("profile.sh").replace(b"@LAB@", recipe.name.encode())
+def _list_files(blueprint: Blueprint) -> list[GuestFile]:
+    name = blueprint.recipe.name.encode()
+    profile = read_file("profile.sh").replace(b"@LAB@", name)
     return [
         GuestFile(LIBRARY, 0o755),
         GuestFile(f"{LIBRARY}/init", 0o755, read_file("init")),
+        GuestFile(f"{LIBRARY}/start", content=blueprint.start),
         GuestFile("etc/profile.d/lab.sh", content=profile),
-        GuestFile("etc/lvm/lvm.conf", content=read_file("lvm.conf")),
-        GuestFile("etc/hosts", content=b"127.0.0.1 localhost " + recipe.name.encode() + b"\n"),
+        GuestFile("etc/hosts", content=b"127.0.0.1 localhost " + name + b"\n"),
+        *blueprint.files,
     ]
 
 
-def _assemble(folder: str, base: BaseTree, files: list[GuestFile], boot: bytes) -> None:
+def _assemble(folder: str, base: BaseTree, files: list[GuestFile], blueprint: Blueprint) -> None:
     tree, own = f"{folder}/tree", f"{folder}/own.tar"
     os.mkdir(tree, 0o755)
     write_tar(files, own)
@@ -99,7 +122,10 @@ def _assemble(folder: str, base: BaseTree, files: list[GuestFile], boot: bytes) 
     os.unlink(own)
     release = _find_kernel(tree)
     extract_vmlinux(f"{tree}/boot/vmlinuz-{release}", f"{folder}/vmlinux")
-    _make_initramfs(tree, release, boot, f"{folder}/initramfs")
+    if blueprint.hypervisor:
+        with gzip.open(f"{tree}/boot/{blueprint.hypervisor}") as packed, open(f"{folder}/xen", "wb") as file:
+            shutil.copyfileobj(packed, file)
+    _make_initramfs(tree, release, blueprint.drivers, f"{folder}/initramfs")
     with open(f"{folder}/root.img", "wb") as file:
         file.truncate(DISK_SIZE)
     disk_for("pv").write(tree, f"{folder}/root.img")
@@ -113,15 +139,15 @@ def _find_kernel(tree: str) -> str:
     return os.path.basename(found[0]).removeprefix("vmlinuz-")
 
 
-def _make_initramfs(tree: str, release: str, boot: bytes, path: str) -> None:
+def _make_initramfs(tree: str, release: str, drivers: tuple[str, ...], path: str) -> None:
     staging, modules = path + ".tree", f"{tree}/usr/lib/modules/{release}"
     for folder in _FOLDERS:
         os.makedirs(f"{staging}/{folder}")
     shutil.copy(f"{tree}/usr/bin/busybox", f"{staging}/bin/busybox")
-    for number, module in enumerate(order_drivers(_DRIVERS, read_dependencies(f"{modules}/modules.dep"))):
+    for number, module in enumerate(order_drivers(drivers, read_dependencies(f"{modules}/modules.dep"))):
         shutil.copy(f"{modules}/{module}", f"{staging}/drivers/{number:02}-{os.path.basename(module)}")
     with open(f"{staging}/init", "wb") as file:
-        file.write(boot)
+        file.write(read_file("boot"))
     os.chmod(f"{staging}/init", 0o755)  # noqa: S103 (it is a program)
     _pack(staging, path)
     shutil.rmtree(staging)

@@ -119,6 +119,10 @@ class Paths:
         """Return the file that is there while the VM with that UUID is created and does not run yet."""
         return f"{self.run}/starting-{uuid}"
 
+    def claim_mark(self, uuid: str) -> str:
+        """Return the file that is there while the disposable with that UUID is being handed out."""
+        return f"{self.run}/claiming-{uuid}"
+
     def rpc_log(self, vm: str) -> str:
         """Return the log of the VM's RPC process."""
         return f"{self.logs}/rpc-{vm}.log"

@@ -37,7 +37,7 @@ class World:
 
     @property
     def listeners(self) -> int:
-        own = 2  # the guest DBs and the displays follow the settings
+        own = 3  # the guest DBs, the displays and what is ready before it is asked for follow the settings
         return len(self.inside.inventory.editor._listeners) - own
 
     def tell(self, *told: Event) -> None:

@@ -40,7 +40,7 @@ TALKS = (
     *test_api_bytes_devices.TALKS,
     *test_api_bytes_policy.TALKS,
 )
-STREAMS = {"admin.Events", "admin.vm.Stats", "crannog.vm.volume.Export"}
+STREAMS = {"admin.Events", "admin.vm.Stats", "crannog.vm.Lease", "crannog.vm.volume.Export"}
 # Methods that clients know and that always fail, with how they do.
 UNSERVED = {
     "QubesNotImplementedError": {
@@ -297,6 +297,15 @@ async def test_statistics(vm: str) -> None:
         await world.have(say("admin.vm.Start+ work", ok()))
         with await world.follow(f"admin.vm.Stats+ dom0 name {vm}\0".encode()) as client:
             await read_told(client, (stats,))
+
+
+async def test_a_lease() -> None:
+    """It says nothing; when the client goes, in whatever way, so does the disposable."""
+    async with bytes_world() as world:
+        await world.have(say("admin.vm.CreateDisposable+ dvm", ok("disp1")))
+        with await world.follow(b"crannog.vm.Lease+ dom0 name disp1\0"):
+            await world.have(say("admin.vm.property.Get+auto_cleanup disp1", ok("default=False type=bool True")))
+        await until(lambda: world.inside.registry.by_name("disp1") is None)
 
 
 async def test_an_export() -> None:

@@ -15,6 +15,7 @@ from crannog.core.startup import StartRequest
 from crannog.errors import (
     CrannogError,
     DeniedError,
+    DisplayError,
     FeatureNotFoundError,
     HypervisorError,
     InUseError,
@@ -368,7 +369,11 @@ async def test_stages_of_a_start(inside: Inside) -> None:
 
 
 async def test_a_screenshot_is_handed_on(inside: Inside) -> None:
-    await inside.inventory.power.start(inside.registry.local_vms()[1], StartRequest())
+    vm = inside.registry.local_vms()[1]
+    await inside.inventory.power.start(vm, StartRequest())
+    with pytest.raises(DisplayError, match="work has no emulated screen"):
+        await call(inside, "crannog.vm.Screenshot", "work")
+    vm.values["virt_mode"] = "hvm"
     assert (await call(inside, "crannog.vm.Screenshot", "work")).startswith("P6 ")
     inside.hypervisor.failing = {"screenshot"}
     with pytest.raises(HypervisorError):

@@ -730,7 +730,7 @@ async def test_disposables_that_are_made_at_once(disposables: Inside) -> None:
 @pytest.mark.parametrize(
     ("vm", "argument", "payload", "kind"),
     [
-        ("work", "preload", "", NotYetError),
+        ("work", "preload", "", StateError),
         ("work", "odd", "", ProtocolError),
         ("work", "", "UUID", ProtocolError),
         ("work", "", "uuid\n", ProtocolError),

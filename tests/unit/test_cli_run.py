@@ -133,6 +133,43 @@ def call_on_terminal(*words: str, interrupt: bool = False) -> tuple[int, bytes]:
     return process.wait(PATIENCE), shown
 
 
+@pytest.fixture
+def disposable(daemon: FakeDaemon) -> Iterator[FakeRpc]:
+    """Have the daemon make a disposable `work`, which runs."""
+    daemon.answers["admin.vm.CreateDisposable"] = "work"
+    rpc = FakeRpc(daemon.paths.rpc_socket("work"), [(DATA_STDOUT, b"said")], code=5)
+    yield rpc
+    rpc.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "template", "command"),
+    [
+        (("--dispvm", "id"), "dom0", "DEFAULT:id"),
+        (("--dispvm", "--", "id", "-u"), "dom0", "DEFAULT:id -u"),
+        (("--dispvm=base", "id", "-u"), "base", "DEFAULT:id -u"),
+        (("-u", "root", "--dispvm=base", "--", "ls", "--dispvm"), "base", "root:ls --dispvm"),
+        (("--dispvm", "--service", "qubes.VMShell"), "dom0", "DEFAULT:QUBESRPC qubes.VMShell+ dom0"),
+    ],
+)
+def test_a_command_in_a_disposable(
+    daemon: FakeDaemon, disposable: FakeRpc, words: tuple[str, ...], template: str, command: str
+) -> None:
+    """Its exit code comes, and the lease is let go of; nobody is asked to end it."""
+    assert call(*words) == (5, b"said", b"")
+    assert disposable.commands == [command]
+    assert daemon.heard[:2] == [f"admin.vm.CreateDisposable {template}", "crannog.vm.Lease work"]
+
+
+def test_a_daemon_that_does_not_know_the_lease_is_told_to_end_it(daemon: FakeDaemon, disposable: FakeRpc) -> None:
+    """The stand-in answers a lease at once, and closes: as a daemon that goes does."""
+    assert call("--dispvm", "id")[0] == 5
+    assert daemon.heard[2:] == ["admin.vm.Kill work"]
+    daemon.answers["admin.vm.Kill"] = VMNotFoundError("there is no VM 'work'")
+    assert call("--dispvm", "id")[0] == 5
+    assert daemon.heard[-2:] == ["admin.vm.Kill work", "admin.vm.Remove work"]
+
+
 def test_input_of_a_terminal_is_for_our_agent_alone(rpc: FakeRpc) -> None:
     master, slave = os.openpty()
     told = []
@@ -251,8 +288,9 @@ def test_a_halted_vm_is_started_or_not(daemon: FakeDaemon, tool: Tool) -> None:
     [
         ("work", "there is no command"),
         ("dom0 true", "dom0 is this host itself"),
-        ("--dispvm true", "--dispvm is not possible yet"),
-        ("--dispvm base true", "--dispvm is not possible yet"),
+        ("--dispvm --all true", "--dispvm and --all exclude each other"),
+        ("--dispvm=base --no-auto true", "--dispvm and --no-autostart exclude each other"),
+        ("--dispvm --service two words", "'two words' is no service"),
         ("-a -n work true", "--autostart and --no-autostart exclude each other"),
         ("--filter-escape-chars --no-filter-escape-chars work true", "exclude each other"),
         ("--exclude work work true", "--exclude leaves VMs out of --all"),

@@ -66,6 +66,24 @@ def test_an_agent_without_a_device_model_has_its_display_alone() -> None:
     assert handover.note_connected(6) == [Act.SEND_MODE]
 
 
+def test_a_screen_that_can_be_shown_from_now_on_opens() -> None:
+    handover = begun(BARE, has_screen=False)
+    assert handover.change(5, BARE) == [], "as before, when nothing is said of it"
+    assert handover.change(6, BARE, has_screen=True) == [Act.OPEN_SCREEN]
+
+
+def test_a_screen_that_cannot_be_shown_is_not_tried_for_ever() -> None:
+    handover = begun(BARE)
+    handover.note_screen_end(5)
+    assert handover.change(5, BARE, has_screen=False) == []
+    assert handover.due is None, "nothing is tried after a pause"
+    assert handover.show(6) == []
+
+
+def test_a_screen_that_cannot_be_shown_any_more_is_closed() -> None:
+    assert begun(BARE).change(5, BARE, has_screen=False) == [Act.CLOSE_SCREEN]
+
+
 # -- the agent connects
 
 

@@ -82,6 +82,7 @@ DEFAULTS = {
     },
     "DispVM": COMMON_DEFAULTS | {
         "name": "disp1", "qid": "4", "icon": "dispvm-red", "updateable": "False", "template": "work", "dispid": "1",
+        "mac": "00:16:3e:5e:80:01",
         "auto_cleanup": "False", "is_preload": "False", "default_dispvm": "work",
     },
     "RemoteVM": {
@@ -569,6 +570,9 @@ def test_the_numbers_of_a_running_vm_are_those_of_its_hypervisor() -> None:
 
         def xid(self, uuid: str) -> int:
             return len(uuid)
+
+        def stubdom_xid(self, uuid: str) -> int:
+            return len(uuid) + 1
 
     vm = add_vm(new_registry(), "StandaloneVM", "alone")
     vm.registry.runtime = Runs()

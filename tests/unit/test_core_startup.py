@@ -397,3 +397,15 @@ def test_a_plan_changes_nothing() -> None:
     before = (dict(app.values), dict(app.volumes), dict(template.volumes))
     plan_start(app, StartRequest(), halted_facts())
     assert (app.values, app.volumes, template.volumes) == before
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [("pvh", True), ("pv", False)])
+def test_a_pvh_on_a_xen_without_hvm_support_is_refused(mode: str, is_refused: bool) -> None:
+    """B14: on Xen its container is hardware's as well."""
+    _, app = template_and_app(new_registry(), mode=mode)
+    facts = halted_facts(capabilities=HostCapabilities("xen", has_hvm=False, emulator="", kind="xen"))
+    if is_refused:
+        with pytest.raises(StartError, match="work is a PVH, and this host can run none"):
+            plan_start(app, StartRequest(), facts)
+    else:
+        plan_start(app, StartRequest(), facts)

@@ -721,6 +721,10 @@ class Runs:
         del uuid
         return 7
 
+    def stubdom_xid(self, uuid: str) -> int:
+        del uuid
+        return -1
+
     def active_states(self) -> dict[str, str]:
         raise NotImplementedError
 
@@ -819,6 +823,10 @@ class RunsOnly:
 
     def xid(self, uuid: str) -> int:
         return 7 if uuid == self._uuid else -1
+
+    def stubdom_xid(self, uuid: str) -> int:
+        del uuid
+        return -1
 
     def active_states(self) -> dict[str, str]:
         return {self._uuid: "Running"}

@@ -229,6 +229,7 @@ def test_any_values_give_xml_that_holds_them_or_a_refusal(spec: DomainSpec, host
     assert {child.tag for child in root} <= {
         *("name", "uuid", "memory", "currentMemory", "vcpu", "sysinfo", "os", "features", "cpu", "clock", "devices"),
         *("on_poweroff", "on_reboot", "on_crash", "{http://libvirt.org/schemas/domain/qemu/1.0}override"),
+        "{http://libvirt.org/schemas/domain/xen/1.0}commandline",
     }
 
 
@@ -253,3 +254,16 @@ def test_the_emulator_runs_as_the_user_who_owns_the_files() -> None:
     assert dict(label.items()) == {"type": "static", "model": "dac", "relabel": "no"}
     assert label.findtext("label") == "+1000:+1000"
     assert etree.fromstring(build_domain_xml(PVH, TCG)).find("seclabel") is None
+
+
+def test_the_screen_of_an_hvm_on_xen_is_on_a_unix_socket() -> None:
+    prefix = "{http://libvirt.org/schemas/domain/xen/1.0}"
+
+    def words(spec: DomainSpec) -> list[str | None]:
+        root = etree.fromstring(build_domain_xml(spec, XEN))
+        assert root.find("devices/graphics") is None, "libxl would serve it on TCP"
+        return [word.get("value") for word in root.iter(f"{prefix}arg")]
+
+    assert words(replace(HVM, display_socket="/home/a,b/screen.sock")) == ["-vnc", "unix:/home/a,,b/screen.sock"]
+    assert words(replace(HVM, display_socket="")) == []
+    assert words(replace(HVM, has_display=False)) == []

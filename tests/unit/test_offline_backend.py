@@ -153,6 +153,7 @@ NEEDS_HYPERVISOR = [
     ("admin.vm.Kill", "work", "", "an end of work"),
     ("crannog.vm.Screenshot", "work", "", "a picture of the screen of work"),
     ("crannog.vm.Show", "work", "", "the displays of work"),
+    ("admin.vm.CreateDisposable", "work", "preload", "a start of disposables of work"),
     ("crannog.Capabilities", "dom0", "", "what the hypervisor can do"),
     ("crannog.Diagnose", "dom0", "", "what the hypervisor can do"),
 ]

@@ -71,6 +71,15 @@ class Power(Protocol):
     def follow_stats(self, vm: QubeBase, listener: Listener) -> Callable[[], None]:
         """Have `listener` called with the statistics of a VM, of all for dom0; return what ends that."""
 
+    async def take_preloaded(self, template: QubeBase, created_by: str) -> LocalVM | None:
+        """Return a disposable that was started in advance, for who asks; None when one is to be made."""
+
+    async def preload(self, template: QubeBase) -> LocalVM:
+        """Start one more disposable in advance, and return it."""
+
+    def lease(self, vm: QubeBase, listener: Listener) -> Callable[[], None]:
+        """Note that somebody uses a disposable; return what ends that, and the VM with it."""
+
     async def capabilities(self) -> HostCapabilities:
         """Return what this host can run."""
 

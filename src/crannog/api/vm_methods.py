@@ -1,9 +1,9 @@
 """Methods that make and remove VMs (Admin API, section 6)."""
 
-from crannog.api.table import Access, Call, Destination, Presence, Scope, method
+from crannog.api.table import Access, Call, Destination, Follow, Presence, Scope, method
 from crannog.core.vms import CLASSES, AdminVM, QubeBase
 from crannog.editing.population import NewVM
-from crannog.errors import NotYetError, ProtocolError, ValueRefusedError
+from crannog.errors import ProtocolError, ValueRefusedError
 
 VM, ADMIN, ANY = Destination.VM, Destination.ADMIN, Destination.ANY
 _POOL = "pool"
@@ -74,15 +74,25 @@ for _klass, _cls in CLASSES.items():
 async def create_disposable(call: Call) -> str:
     """Make a disposable from an AppVM, dom0 meaning the caller's default one; return its name, or `uuid:UUID`.
 
-    The payload `uuid` asks for the UUID. The disposable is removed when it stops.
+    The payload `uuid` asks for the UUID. The disposable is removed when it stops. One that was started in advance is
+    taken, if there is one: it runs then. The argument `preload` starts one more in advance, which is nobody's yet.
     """
-    if call.argument == "preload":
-        raise NotYetError("disposables cannot be made ready before they are needed yet")
-    if call.argument or call.payload not in (b"", b"uuid"):
-        raise ProtocolError("unexpected argument" if call.argument else "unexpected payload")
-    population = call.backend.population
-    vm = await population.create_disposable(_disposable_template(call), created_by=call.source.name)
+    if call.argument not in ("", "preload") or call.payload not in (b"", b"uuid"):
+        raise ProtocolError("unexpected payload" if call.argument in ("", "preload") else "unexpected argument")
+    template, backend, caller = _disposable_template(call), call.backend, call.source.name
+    vm: QubeBase | None
+    if call.argument:
+        vm = await backend.power.preload(template)
+    else:
+        vm = await backend.power.take_preloaded(template, caller)
+        vm = vm or await backend.population.create_disposable(template, created_by=caller)
     return f"uuid:{vm.uuid}" if call.payload else vm.name
+
+
+@method("crannog.vm.Lease", ANY, access=Access.EXECUTE)
+def lease(call: Call) -> Follow:
+    """Use a disposable for as long as this connection lasts: when it ends, in whatever way, so does the disposable."""
+    return Follow(lambda listener: call.backend.power.lease(call.vm, listener))
 
 
 def _disposable_template(call: Call) -> QubeBase:

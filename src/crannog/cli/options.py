@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Option:
     """An option: `names` as typed, `metavar` when it takes a value.
 
+    With `otherwise` the value may be left out, which then means that; it is only given as `--name=VALUE`.
     With `is_repeated` it may be given several times, with `takes_words` each time with several values; its own value
     is then the list of them all.
     """
@@ -29,8 +30,10 @@ class Option:
         default: str = "",
         is_repeated: bool = False,
         takes_words: bool = False,
+        otherwise: str = "",
     ) -> None:
         self.names = names
+        self.otherwise = otherwise
         self.help = help
         self.metavar = metavar
         self.default = default
@@ -116,7 +119,9 @@ class Command:
         if not option.metavar:
             values[option.key] = True
             return True
-        if not separator:
+        if not separator and option.otherwise:
+            value = option.otherwise
+        elif not separator:
             if not arguments or arguments[0].startswith("-"):
                 return False
             value = arguments.pop(0)
@@ -138,7 +143,14 @@ class Command:
         return not words
 
     def _parse_fully(self, arguments: list[str]) -> dict[str, Any]:
-        return dict(vars(self.build_parser().parse_args(arguments)))
+        return dict(vars(self.build_parser().parse_args(self._complete(arguments))))
+
+    def _complete(self, arguments: list[str]) -> list[str]:
+        """Give the options that may go without a value one: argparse would take the next word for it."""
+        missing = {name: option.otherwise for option in self.options if option.otherwise for name in option.names}
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        first = [f"{word}={missing[word]}" if word in missing else word for word in arguments[:end]]
+        return first + arguments[end:]
 
     def build_parser(self) -> Any:  # noqa: ANN401 - argparse is not imported at the top
         """Return the same command line as an argparse parser."""
@@ -170,5 +182,5 @@ def _explain(option: Option) -> dict[str, Any]:
     if not option.metavar:
         return {"action": "store_true"}
     action = "extend" if option.takes_words else "append" if option.is_repeated else "store"
-    words = {"nargs": "+"} if option.takes_words else {}
+    words = {"nargs": "+"} if option.takes_words else {"nargs": "?"} if option.otherwise else {}
     return {"action": action, "metavar": option.metavar, "default": option.initial(), **words}

@@ -48,13 +48,20 @@ COMMAND = Command(
     Option("--no-color-stderr", "--no-colour-stderr", help="do not colour error output"),
     Option("--gui", help="accepted for those who are used to it"),
     Option("--no-gui", "--nogui", help="accepted for those who are used to it"),
-    Option("--dispvm", help="not possible yet: there are no disposables for one command"),
+    Option(
+        "--dispvm",
+        metavar="TEMPLATE",
+        otherwise="dom0",
+        help="in a new disposable of this AppVM (without =TEMPLATE: of the system's default_dispvm), which goes when "
+        "the command has ended; there is no VM to name then",
+    ),
     VERBOSE,
     QUIET,
     examples=(
         "  qvm-run work -- uname -a\n  qvm-run --user root work 'apt-get update && apt-get upgrade'\n"
         "  qvm-run work 'cat > notes.txt' < notes.txt\n  qvm-run --all --exclude sys-net uptime\n"
-        "  qvm-run --service work qubes.WaitForSession"
+        "  qvm-run --service work qubes.WaitForSession\n  qvm-run --dispvm -- uname -a\n"
+        "  qvm-run --dispvm=untrusted 'cat > a.pdf && pdftotext a.pdf -' < a.pdf"
     ),
 )
 
@@ -63,6 +70,8 @@ def _run(options: Values) -> int:
     _refuse_nonsense(options)
     if options.all:
         return _run_everywhere(Client(), options)
+    if options.dispvm:
+        return _run_in_disposable(Client(), options)
     if not options.command:
         raise UsageError("there is no command; write it after the VM's name")
     refuse_host(options.vm)
@@ -81,9 +90,8 @@ def _command(options: Values, words: list[str]) -> str:
 
 
 def _refuse_nonsense(options: Values) -> None:
-    if options.dispvm:
-        raise UsageError("--dispvm is not possible yet; create a DispVM with 'qvm-create --disp' and run it there")
-    for first, second in (("autostart", "no_autostart"), ("filter_escape_chars", "no_filter_escape_chars")):
+    pairs = [("autostart", "no_autostart"), ("filter_escape_chars", "no_filter_escape_chars")]
+    for first, second in (*pairs, ("dispvm", "all"), ("dispvm", "no_autostart")):
         if getattr(options, first) and getattr(options, second):
             raise UsageError(f"--{first.replace('_', '-')} and --{second.replace('_', '-')} exclude each other")
     if options.exclude and not options.all:
@@ -92,6 +100,18 @@ def _refuse_nonsense(options: Values) -> None:
         text = getattr(options, key)
         if text and not (text.isascii() and text.replace(";", "").isdigit()):
             raise UsageError(f"--{key.replace('_', '-')} takes the number of an ANSI colour, as 31, not '{text[:80]}'")
+
+
+def _run_in_disposable(client: Client, options: Values) -> int:
+    """Run the command in a disposable that is there for it alone. The exit code does not wait for its end."""
+    from crannog.client.leases import create_leased
+
+    command = _command(options, [options.vm, *options.command])  # without the name of a VM, the first word is its
+    lease = create_leased(client, options.dispvm)
+    try:
+        return _run_one(client, lease.vm, command, options)
+    finally:
+        lease.close()
 
 
 def _run_one(client: Client, vm: str, command: str, options: Values) -> int:

@@ -85,6 +85,8 @@ class DomainSpec:
     """The card that the guest sees, a name of libvirt's."""
     maxmem: int = 0
     clock: Clock = UTC
+    is_disposable: bool = False
+    """The guest keeps nothing, and is told so: then it has secrets of its own in place of its template's."""
     warnings: tuple[str, ...] = ()
     """What was wrong with the VM's settings and could be ignored, a sentence each without the VM's name."""
 

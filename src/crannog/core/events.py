@@ -119,6 +119,17 @@ def plain(vm: str, name: str) -> list[Event]:
     return [Event(vm, name)]
 
 
+def preload_began(template: str, reason: str) -> list[Event]:
+    """Return what is told when a disposable is started in advance."""
+    return [Event(template, "domain-preload-dispvm-start", {"reason": reason})]
+
+
+def preload_used(template: str, vm: str, delay: float) -> list[Event]:
+    """Return what is told when one was claimed; `delay` is the seconds after which it is replaced."""
+    reset = Event(vm, "property-reset:is_preload", {"name": "is_preload"})
+    return [reset, Event(template, "domain-preload-dispvm-used", {"dispvm": vm, "delay": f"{delay:g}"})]
+
+
 def pool_added(pool: str) -> list[Event]:
     """Return what is told of a new pool."""
     return [Event("", "pool-add", {"pool": pool})]

@@ -17,6 +17,10 @@ ENTRIES_MAX = 2000
 """Most entries of the host; more are a mistake."""
 GUEST_ENTRIES_MAX = 128
 """Most entries below the guest's folders."""
+CLOCK = "/crannog-clock"
+"""What the host writes for a moment to have the agent set the guest's clock: nanoseconds since 1970."""
+READY = "/crannog-ready"
+"""What the host writes for a moment to have the agent prepare for a command: the name of its user."""
 GUEST_FOLDERS = ("/qubes-tools/", "/features-request/")
 """Where the guest may write."""
 

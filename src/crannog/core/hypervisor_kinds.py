@@ -21,6 +21,9 @@ class HypervisorKind:
     starts_small = False
     """A guest that may grow has from its first instruction only what it starts with."""
 
+    hardware_modes: tuple[str, ...] = ("hvm",)
+    """The virt_modes that need what HVMs need of the host's processor."""
+
     takes_host_memory = True
     """What its guests use is missing in the host's own memory, as /proc/meminfo shows it."""
 
@@ -64,6 +67,7 @@ class Xen(HypervisorKind):
     starts_small = (
         True  # pages are populated on demand, and no more of them than the guest's target (xl.cfg(5), maxmem)
     )
+    hardware_modes = ("hvm", "pvh")
     takes_host_memory = False  # dom0 sees its own share alone; Xen refuses by itself what does not fit
     kernel_words = ("root=/dev/xvda", "rw", "console=hvc0")
 

@@ -73,7 +73,12 @@ def need_of(vm: LocalVM, capabilities: HostCapabilities) -> Need:
 
 def count_free(available: int, claims: Iterable[Claim]) -> int:
     """Return what can be promised to one more VM, in MiB; `available` is the kernel's MemAvailable."""
-    return max(0, available - HOST_MIB - sum(claim.outstanding for claim in claims))
+    return max(0, count_headroom(available, claims))
+
+
+def count_headroom(available: int, claims: Iterable[Claim]) -> int:
+    """Return the same, negative when more was promised than there is by now."""
+    return available - HOST_MIB - sum(claim.outstanding for claim in claims)
 
 
 def check_room(name: str, need: Need, available: int, claims: Iterable[Claim]) -> None:

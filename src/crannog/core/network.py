@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 DNS = "10.139.1.1 10.139.1.2"
 NETMASK = "255.255.255.255"
 MAC = "00:16:3e:5e:6c:00"
-"""The same in every VM: each is alone on its link, and a VM's number is nothing that its network need know."""
+"""The same in every VM but disposables: each is alone on its link, and its number is nothing that others need know."""
+_DISPOSABLE_MAC = 0x00163E5E8000
+"""The first address of disposables, of which two that run never share one: their numbers end it, 15 bits."""
 
 _PREFIX6 = "fd09:24ef:4179:0:0:0"
 
@@ -37,6 +39,14 @@ def address(second: int, number: int) -> str | None:
 def is_networked(vm: LocalVM) -> bool:
     """Tell whether a VM has a network: it provides one, or has a netvm."""
     return bool(vm.get("provides_network") or vm.netvm is not None)
+
+
+def default_mac(vm: LocalVM) -> str:
+    """Return the MAC address: of a disposable one of its own."""
+    if vm.dispid is None:
+        return MAC
+    digits = f"{_DISPOSABLE_MAC | (vm.dispid & 0x7FFF):012x}"
+    return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
 
 
 def default_ip(vm: LocalVM) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from crannog.core.device_names import is_code, split_codes
 from crannog.core.labels import BUILT_IN_NAMES, Label
 from crannog.core.names import check_name
+from crannog.core.preload_wishes import is_preloaded
 from crannog.core.templates import can_be_template, may_use_template, template_refusal
 from crannog.core.virt_modes import find_mode
 from crannog.errors import InUseError, LabelInUseError, PoolInUseError, ProtocolError, ValueRefusedError
@@ -195,8 +196,14 @@ def template_for_dispvms(vm: LocalVM, value: bool) -> None:
     if value:
         return
     users = [user for user in vm.registry.users_of(vm) if user[1] in _DISPOSABLE_USES]
+    users = [user for user in users if not _is_nobodys(vm.registry.by_name(user[0]))]
     if users:
         raise InUseError(f"{vm.name} is the template for disposables of {show_users(users)}; change that first")
+
+
+def _is_nobodys(vm: QubeBase | None) -> bool:
+    """Tell whether a VM was started in advance: it ends by itself when it is not to be there any more."""
+    return vm is not None and is_preloaded(vm)
 
 
 def default_template(registry: Registry, value: QubeBase | None) -> None:

@@ -16,6 +16,9 @@ class Runtime(Protocol):
     def xid(self, uuid: str) -> int:
         """Return the hypervisor's number of the running VM; -1 when it does not run."""
 
+    def stubdom_xid(self, uuid: str) -> int:
+        """Return the number of the running VM's stub domain; -1 when there is none."""
+
 
 class NothingRuns:
     """The runtime of a registry that nobody connected to anything."""
@@ -30,6 +33,11 @@ class NothingRuns:
         return {}
 
     def xid(self, uuid: str) -> int:
+        """Return -1."""
+        del uuid
+        return -1
+
+    def stubdom_xid(self, uuid: str) -> int:
         """Return -1."""
         del uuid
         return -1

@@ -60,6 +60,7 @@ def build_spec(
         display_socket=around.screen_path if has_screen(vm) else "",
         video_model=card,
         clock=its_clock,
+        is_disposable=vm.is_disposable,
         warnings=tuple(filter(None, (warning, remark))),
     )
 
@@ -86,7 +87,8 @@ def _kernel_command(vm: LocalVM, capabilities: HostCapabilities, disk_words: str
     """Return the kernel's command line. The VM's own words come after ours, and most of them win."""
     first = find_kind(capabilities).kernel_command(is_verbose=bool(vm.get("debug")))
     mode = vm.feature(_BOOT_MODE_WORDS + str(vm.get("bootmode")))
-    return " ".join(filter(None, [first, disk_words, vm.get("kernelopts"), mode, f"crannog.name={vm.name}"]))
+    own = f"crannog.disposable systemd.machine_id={vm.uuid.replace('-', '')}" if vm.is_disposable else ""
+    return " ".join(filter(None, [first, disk_words, own, vm.get("kernelopts"), mode, f"crannog.name={vm.name}"]))
 
 
 def _disk_words(volumes: list[Volume], disks: tuple[Disk, ...], kernel: KernelFiles) -> str:

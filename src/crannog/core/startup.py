@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from crannog.core.chains import netvms_to_start
-from crannog.core.domain import Boot, HostCapabilities
+from crannog.core.domain import HostCapabilities
 from crannog.core.drives import Drive, DriveFile, absent_file, check_drive
 from crannog.core.hypervisor_kinds import find_kind
 from crannog.core.kernels import KernelFiles
@@ -28,6 +28,9 @@ from crannog.core.vms import LocalVM
 from crannog.core.volumes import LayerState, Location, Volume
 from crannog.errors import StartError, VMNotHaltedError
 
+_MODE_WORDS = {"hvm": "an HVM", "pvh": "a PVH"}
+"""What a VM is called whose mode may need hardware virtualisation."""
+
 
 @dataclass(frozen=True)
 class StartRequest:
@@ -39,6 +42,8 @@ class StartRequest:
 
     wait: bool | None = None
     drive: Drive | None = None
+    is_shown: bool = True
+    """Its displays are opened; else that is done later, when somebody claims it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def plan_start(vm: LocalVM, request: StartRequest, facts: StartFacts) -> Plan:
     steps += [PrepareVolume(volume, facts.layer_state(volume)) for volume in volumes]
     steps += _reservation(vm, facts.capabilities)
     # Before the domain: a window takes longer to be there than the screen of a QEMU.
-    steps += [StartRpc(vm.uuid, vm.name, chosen_user(vm)), OpenDisplays(vm.uuid, vm.name)]
+    steps += [StartRpc(vm.uuid, vm.name, chosen_user(vm))]
+    steps += [OpenDisplays(vm.uuid, vm.name)] if request.is_shown else []
     steps += [CreatePaused(spec), Resume(vm.uuid)]
     if expects_agent(vm) if request.wait is None else request.wait:
         steps.append(AwaitAgent(vm.uuid, vm.name, int(vm.get("qrexec_timeout")), facts.console_log))
@@ -149,10 +155,10 @@ def _reason(owner: LocalVM, name: str) -> str:
 
 
 def _check_capabilities(vm: LocalVM, facts: StartFacts) -> None:
-    if vm.mode.boot is Boot.DISK and not facts.capabilities.has_hvm:
+    if vm.mode.name in find_kind(facts.capabilities).hardware_modes and not facts.capabilities.has_hvm:
         raise StartError(
-            f"{vm.name} is an HVM, and this host can run none: its hypervisor reports no guest type 'hvm'; "
-            f"use virt_mode pv or another host"
+            f"{vm.name} is {_MODE_WORDS[vm.mode.name]}, and this host can run none: its hypervisor reports no guest "
+            f"type 'hvm'; use virt_mode pv or another host"
         )
     if vm.mode.has_host_kernel() and not vm.get("kernel"):
         raise StartError(

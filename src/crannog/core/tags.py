@@ -41,6 +41,17 @@ def creation_tags(creator: QubeBase) -> set[str]:
     return fitting | {f"{CREATED_BY}{_shown(creator)}"}
 
 
+def claim_tags(user: QubeBase) -> set[str]:
+    """Return the tags of a disposable that say for whom it was made, or who has claimed it."""
+    return {f"disp-{tag}" for tag in creation_tags(user) if tag.startswith(CREATED_BY)}
+
+
+def handed_over(tags: set[str], user: QubeBase) -> set[str]:
+    """Return the tags of a disposable that was made in advance and that `user` gets now."""
+    kept = {tag for tag in tags if not tag.removeprefix("disp-").startswith(CREATED_BY)}
+    return kept | creation_tags(user) | claim_tags(user)
+
+
 def following_tags(vm: QubeBase) -> set[str]:
     """Return the tags that follow from the VM's properties as they are now."""
     declared = vm.declared()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from crannog.core import defaults, network, rules
 from crannog.core.defaults import constant, from_global, inherited
 from crannog.core.kinds import BOOL, INT, LABEL, STR, VM, parse_ip, parse_ip6, parse_mac, parse_user
+from crannog.core.preload_wishes import is_preloaded
 from crannog.core.properties import STAGE_REFERENCES, Property, check_range
 
 MIN_MEMORY = 64
@@ -100,7 +101,7 @@ _RUNNING = (
     ),
     Property(
         "stubdom_xid", INT, "Number of the running VM's stub domain; -1 when there is none.",
-        default=constant(-1), is_readonly=True,
+        default=lambda vm: vm.registry.runtime.stubdom_xid(vm.uuid), is_readonly=True,
     ),
     Property("stubdom_uuid", STR, "UUID of the running VM's stub domain.", default=constant(""), is_readonly=True),
     Property("start_time", STR, "When the running VM was started.", default=constant(""), is_readonly=True),
@@ -158,7 +159,7 @@ _NETWORK = (
     ),
     Property("ip", STR, "IPv4 address.", default=network.default_ip, normalise=parse_ip, is_cloned=False),
     Property("ip6", STR, "IPv6 address.", default=network.default_ip6, normalise=parse_ip6, is_cloned=False),
-    Property("mac", STR, "MAC address.", default=constant(network.MAC), normalise=parse_mac, is_cloned=False),
+    Property("mac", STR, "MAC address.", default=network.default_mac, normalise=parse_mac, is_cloned=False),
     Property("dns", STR, "Name servers, separated by a blank.", default=network.dns, is_readonly=True),
     Property("gateway", STR, "Address at which this VM serves others.", default=network.gateway, is_readonly=True),
     Property("gateway6", STR, "The same for IPv6.", default=network.gateway6, is_readonly=True),
@@ -199,8 +200,7 @@ OF_DISPOSABLE = (
         "dispid", INT, "Number of the disposable, from its creation on.",
         check=check_range(0, 9999, "as numbers of disposables"), is_write_once=True, is_cloned=False,
     ),
-    Property("is_preload", BOOL, "Started in advance and not claimed yet.",
-             default=constant(value=False), is_readonly=True),
+    Property("is_preload", BOOL, "Started in advance and not claimed yet.", default=is_preloaded, is_readonly=True),
     Property(
         "default_dispvm", VM, "Template of the disposables that this VM asks for.",
         default=lambda vm: vm.template, check=rules.disposable_template, stage=STAGE_REFERENCES,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from crannog.core.domain import DomainInfo, DomainState
+from crannog.core.preload_wishes import is_preloaded
 from crannog.core.startup import chosen_user
 from crannog.core.vms import LocalVM
 from crannog.daemon.lifecycle import Lifecycle
@@ -34,7 +35,8 @@ class Adoption:
         for vm, info in ours:
             log.info("%s: still %s, adopted", vm.name, info.state)
             await self._world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
-            await self._lifecycle.displays.adopt(vm)
+            if not is_preloaded(vm):
+                await self._lifecycle.displays.adopt(vm)
         for info in leftovers:
             log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
             await self._end_leftover(info)

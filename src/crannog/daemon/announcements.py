@@ -108,7 +108,7 @@ class Announcements:
         if not isinstance(vm, LocalVM):
             return
         try:
-            if status.agent is AgentState.READY and status.announced:
+            if status.announced:  # by its agent, or in XenStore without one
                 self._apply(vm, status.announced)
             elif status.qemu:
                 self._apply_fallback(vm, status.qemu)

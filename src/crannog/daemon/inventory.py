@@ -7,11 +7,13 @@ from crannog.adapters.policy.shelf import FolderShelf
 from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.announcements import Announcements
+from crannog.daemon.claims import Claims, Leases
 from crannog.daemon.guest_facts import GuestFacts
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.policy import PolicyKeeper
 from crannog.daemon.power import LivePower
+from crannog.daemon.preloading import Preloading
 from crannog.daemon.space import SpaceWatch
 from crannog.daemon.world import World
 from crannog.editing.devices import Devices
@@ -23,7 +25,7 @@ from crannog.editing.policies import Policies
 from crannog.editing.pools import Pools
 from crannog.editing.population import Population
 from crannog.editing.volumes import Volumes
-from crannog.errors import CrannogError
+from crannog.errors import CrannogError, VMNotFoundError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Inventory:
     def __init__(self, world: World, registry: Registry, machines: Machines) -> None:
         self.registry = registry
         registry.runtime = machines
+        machines.find_stubdom = world.trees.stubdom_xid
         self.editor = Editor(registry, world.store)
         self.lifecycle = Lifecycle(world, registry, machines, self.editor.tell)
         self.lifecycle.news.on_halted = self._note_halt
@@ -43,6 +46,9 @@ class Inventory:
         self.population = Population(
             self.editor, world.pools, hold=machines.lock, busy=machines.busy, forget=world.discard_logs
         )
+        self.preloading = Preloading(self.lifecycle, self.population, self.editor)
+        self.leases = Leases(self.preloading, self.population)
+        self.power.serve_disposables(Claims(self.preloading), self.leases)
         self.volumes = Volumes(
             self.editor,
             world.pools,
@@ -73,5 +79,7 @@ class Inventory:
     async def _remove_quietly(self, vm: LocalVM) -> None:
         try:
             await self.population.remove(vm)
+        except VMNotFoundError:
+            return  # somebody else has removed it
         except CrannogError as error:
             log.error("%s: %s", vm.name, error)

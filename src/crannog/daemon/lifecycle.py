@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import uuid as uuids
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from crannog.core import events
@@ -41,6 +42,10 @@ settled; a slow disk or hypervisor keeps nobody waiting."""
 Start = asyncio.Task[list[tuple[str, float]]]
 
 
+async def _make_no_way(_vm: LocalVM) -> None:
+    return
+
+
 class Lifecycle:
     """Changes the power states of VMs."""
 
@@ -62,6 +67,8 @@ class Lifecycle:
         }
         self._runner = Runner({**self.steps.actions(), **others})
         self._starts: dict[str, Start] = {}
+        self.make_way: Callable[[LocalVM], Awaitable[None]] = _make_no_way
+        """Called with a VM that is about to start; has those go that nobody uses and that it could not be beside."""
         self.news = News(
             world,
             registry,
@@ -114,6 +121,14 @@ class Lifecycle:
         task.add_done_callback(lambda _task: self._finish_start(vm))
         return await self._follow(vm, task)
 
+    def starting(self) -> frozenset[str]:
+        """Return the UUIDs of the VMs that just start."""
+        return frozenset(self._starts)
+
+    async def show(self, vm: LocalVM) -> None:
+        """Open the displays of a VM whose start left that for later."""
+        await self.displays.begin(OpenDisplays(vm.uuid, vm.name))
+
     async def _follow(self, vm: LocalVM, task: Start) -> list[tuple[str, float]]:
         try:
             return await asyncio.shield(task)
@@ -137,6 +152,7 @@ class Lifecycle:
     async def _start(self, vm: LocalVM, request: StartRequest) -> list[tuple[str, float]]:
         async with self.machines.lock(vm.uuid):
             await self._settle_origins(vm)
+            await self.make_way(vm)
             plan = await self.plan(vm, request)
             start = self.steps.starting[vm.uuid] = Starting(vm.name, str(uuids.uuid4()))
             self.machines.begin(vm.uuid, "Transient")

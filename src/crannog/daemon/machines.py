@@ -22,6 +22,10 @@ class Machines:
     def __init__(self) -> None:
         self._states: dict[str, DomainState] = {}
         self._xids: dict[str, int] = {}
+        self._stubdoms: dict[str, int] = {}
+        """Numbers of stub domains that were asked for: a domain has one from its creation on, or never."""
+        self.find_stubdom: Callable[[int], int] = lambda _xid: -1
+        """Tells the number of a domain's stub domain by that of the domain; -1: it has none."""
         self._doing: dict[str, str] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.busy: dict[str, str] = {}
@@ -75,6 +79,7 @@ class Machines:
     def _forget(self, uuid: str) -> None:
         self._states.pop(uuid, None)
         self._xids.pop(uuid, None)
+        self._stubdoms.pop(uuid, None)
 
     def has_domain(self, uuid: str) -> bool:
         """Tell whether the VM has a domain now."""
@@ -101,6 +106,13 @@ class Machines:
     def xid(self, uuid: str) -> int:
         """Return the hypervisor's number of the VM's domain, -1 when it has none."""
         return self._xids.get(uuid, -1)
+
+    def stubdom_xid(self, uuid: str) -> int:
+        """Return the number of the stub domain of the VM's domain; -1 when it has none, or neither (design.md, B4)."""
+        xid = self.xid(uuid)
+        if xid >= 0 and uuid not in self._stubdoms:
+            self._stubdoms[uuid] = self.find_stubdom(xid)
+        return self._stubdoms.get(uuid, -1)
 
     def active(self) -> frozenset[str]:
         """Return the UUIDs of all VMs that are not halted."""

@@ -107,6 +107,7 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     world.hypervisor.listen(machines.change)
     await world.hypervisor.open()
     await Adoption(inventory.lifecycle).adopt()
+    await inventory.preloading.adopt()
     servers: list[Served] = [*build_servers(inventory, paths, settings), build_policy_server(inventory.policy, paths)]
     raise_descriptor_limit()
     async with serving(servers):
@@ -116,9 +117,11 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
         autostart = Autostart(inventory.lifecycle, paths.autostart_mark, read_boot_id())
         autostart.begin()
         world.displays.prepare()
-        watch = asyncio.ensure_future(inventory.space.run())
+        watches = [asyncio.ensure_future(watch) for watch in (inventory.space.run(), inventory.preloading.run())]
         await _until_told_to_stop()
-        watch.cancel()
+        inventory.leases.close()
+        for watch in watches:
+            watch.cancel()
         await autostart.abandon()
     await inventory.lifecycle.abandon_starts()
     await world.agents.close()

@@ -2,15 +2,21 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
-from crannog.core.memory import Claim, Need, check_room, need_of
+from crannog.core.memory import Claim, Need, check_room, count_headroom, need_of
 from crannog.core.plan import ReserveMemory
 from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
+from crannog.errors import MemoryRefusedError
 
 log = logging.getLogger(__name__)
+
+
+async def _give_up_nothing(_uuid: str) -> bool:
+    return False
 
 
 class MemoryLedger:
@@ -23,6 +29,8 @@ class MemoryLedger:
         self._promises: dict[str, Need] = {}
         """By UUID, from a VM's start until its domain has ended: settings that change meanwhile count from the next."""
         self._turn = asyncio.Lock()
+        self.give_up: Callable[[str], Awaitable[bool]] = _give_up_nothing
+        """Called with the UUID of a VM that there is no memory for; returns whether another one was ended for it."""
         self._is_blind = False
 
     async def reserve(self, step: ReserveMemory) -> None:
@@ -32,13 +40,33 @@ class MemoryLedger:
         """
         need = Need(step.mib, step.overhead)
         async with self._turn:
-            claims = await self._find_claims(step.uuid)
-            # In this order: what a guest takes between the two looks is then counted twice, and not left out.
-            available = await asyncio.to_thread(self._world.host_memory.available)
+            while not await self._has_room(step, need):
+                pass  # another VM was ended for it
+            self._promises[step.uuid] = need
+
+    async def _has_room(self, step: ReserveMemory, need: Need) -> bool:
+        """Return True when there is room, False when there may be now; raises MemoryRefusedError."""
+        available, claims = await self._look(step.uuid)
+        self._note_blindness(is_blind=not available)
+        try:
             if available:
                 check_room(step.name, need, available, claims)
-            self._note_blindness(is_blind=not available)
-            self._promises[step.uuid] = need
+        except MemoryRefusedError:
+            if await self.give_up(step.uuid):
+                return False
+            raise
+        return True
+
+    async def _look(self, newcomer: str) -> tuple[int, list[Claim]]:
+        """Return the host's free memory in MiB, 0 where it is not known, and what was promised to others."""
+        claims = await self._find_claims(newcomer)
+        # In this order: what a guest takes between the two looks is then counted twice, and not left out.
+        return await asyncio.to_thread(self._world.host_memory.available), claims
+
+    async def headroom(self) -> int | None:
+        """Return the MiB that nobody was promised, negative when they were promised twice; None: not known."""
+        available, claims = await self._look("")
+        return count_headroom(available, claims) if available else None
 
     def _note_blindness(self, *, is_blind: bool) -> None:
         if is_blind and not self._is_blind:

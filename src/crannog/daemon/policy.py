@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 
 from crannog.adapters.policy.files import PolicyFiles
+from crannog.core.preload_wishes import is_preloaded
 from crannog.core.registry import Registry
 from crannog.core.vms import QubeBase
 from crannog.policy.decisions import Allow, Decision, Request
@@ -17,7 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class RegistrySystem(SystemInfo):
-    """The VMs of a registry as policy sees them. Only those that a decision is about are looked at."""
+    """The VMs of a registry as policy sees them. Only those that a decision is about are looked at.
+
+    Disposables that were started in advance and are nobody's yet can be called by nobody: they are not there.
+    """
 
     __slots__ = ("_registry",)
 
@@ -26,10 +30,10 @@ class RegistrySystem(SystemInfo):
         self._registry = registry
 
     def __iter__(self) -> Iterator[VMInfo]:
-        return map(describe, self._registry)
+        return (describe(vm) for vm in self._registry if not is_preloaded(vm))
 
     def __len__(self) -> int:
-        return len(self._registry)
+        return sum(not is_preloaded(vm) for vm in self._registry)
 
     def find(self, name: str | None) -> VMInfo | None:
         """Return the VM of a name or of `uuid:UUID`; None when there is none."""
@@ -38,7 +42,7 @@ class RegistrySystem(SystemInfo):
         is_uuid = name.startswith(UUID_PREFIX)
         by_uuid = self._registry.find_uuid(name.removeprefix(UUID_PREFIX)) if is_uuid else None
         vm = by_uuid if is_uuid else self._registry.by_name(name)
-        return describe(vm) if vm else None
+        return describe(vm) if vm and not is_preloaded(vm) else None
 
 
 def describe(vm: QubeBase) -> VMInfo:

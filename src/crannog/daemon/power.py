@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 
+from crannog.core.displays import has_screen
 from crannog.core.domain import DomainUsage, HostCapabilities
 from crannog.core.events import Event, Listener
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.announcements import Announcements
+from crannog.daemon.claims import Claims, Leases
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.space import SpaceWatch
 from crannog.daemon.statistics import StatsFeed
-from crannog.errors import VMNotRunningError
+from crannog.errors import DisplayError, VMNotRunningError
 
 
 class LivePower:
@@ -20,7 +22,7 @@ class LivePower:
         self._machines = lifecycle.machines
         self._announcements = announcements
         self._space = space
-        self._stats = StatsFeed(self._hypervisor, lifecycle.registry)
+        self._stats = StatsFeed(self._hypervisor, lifecycle.registry, stubdom_memory=lifecycle.world.trees.memory)
         self.plan = lifecycle.plan
         self.start = lifecycle.start
         self.shutdown = lifecycle.shutdowns.shutdown
@@ -31,6 +33,12 @@ class LivePower:
         self.resume = lifecycle.pausing.resume
         self._displays = lifecycle.world.displays
         self.show = lifecycle.displays.show
+
+    def serve_disposables(self, claims: Claims, leases: Leases) -> None:
+        """Take on who hands out disposables that were started in advance, and who ends those that nobody uses."""
+        self.take_preloaded = claims.take
+        self.preload = claims.preload
+        self.lease = leases.take
 
     async def usage(self, vm: QubeBase) -> DomainUsage | None:
         """Return what a VM uses; None when it is halted."""
@@ -44,6 +52,8 @@ class LivePower:
     async def screenshot(self, vm: LocalVM) -> bytes:
         """Return the picture of a running VM's emulated screen."""
         self._check_has(vm, "screen")
+        if not has_screen(vm):
+            raise DisplayError(f"{vm.name} has no emulated screen; if it has windows, take those with --windows")
         return await self._hypervisor.screenshot(vm.uuid)
 
     def _check_has(self, vm: LocalVM, thing: str) -> None:

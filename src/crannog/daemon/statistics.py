@@ -1,6 +1,7 @@
 """Statistics of running VMs, measured only while somebody follows them (Admin API, section 9, vm-stats)."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +18,15 @@ log = logging.getLogger(__name__)
 class StatsFeed:
     """One measurement for all who follow, every `stats_interval` seconds."""
 
-    def __init__(self, hypervisor: Hypervisor, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        registry: Registry,
+        clock: Callable[[], float] = time.monotonic,
+        stubdom_memory: Callable[[int], int] = lambda _xid: 0,
+    ) -> None:
+        """`stubdom_memory` tells how much memory a stub domain has, in KiB, by its number."""
+        self._stubdom_memory = stubdom_memory
         self._hypervisor = hypervisor
         self._registry = registry
         self._clock = clock
@@ -59,9 +68,15 @@ class StatsFeed:
         for stats in found:
             vm = self._registry.find_uuid(stats.uuid)
             if vm is not None:
-                told.append(describe(vm.name, stats, self._usage(stats, now)))
+                told.append(describe(vm.name, self._with_stubdom(stats), self._usage(stats, now)))
         self._before = {stats.uuid: (now, stats.cpu_time) for stats in found}
         return told
+
+    def _with_stubdom(self, stats: DomainStats) -> DomainStats:
+        """Count the memory of the domain that a VM's device model runs in as the VM's."""
+        xid = self._registry.runtime.stubdom_xid(stats.uuid)
+        memory = self._stubdom_memory(xid) if xid > 0 else 0
+        return dataclasses.replace(stats, memory=stats.memory + memory, memory_max=stats.memory_max + memory)
 
     def _usage(self, stats: DomainStats, now: float) -> int:
         """Return how much of its processors a VM used since the last look, in percent; 0 at the first look."""

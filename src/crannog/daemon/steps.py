@@ -84,8 +84,12 @@ class Steps:
         start = self.starting[step.spec.uuid]
         self._tell(events.domain_spawned(start.vm, start.guid, is_done=False))
         self._world.mark_start(step.spec.uuid)
-        self._machines.note(await self._world.hypervisor.create_paused(step.spec))
+        info = await self._world.hypervisor.create_paused(step.spec)
+        self._machines.note(info)
         start.is_spawned = True
+        # Before its first instruction, so that it never sees a folder that it may not write to yet.
+        if await asyncio.to_thread(self._world.trees.prepare, info.xid):
+            await self._world.agents.introduce(step.spec.uuid)
         self._tell(events.domain_spawned(start.vm, start.guid, is_done=True))
 
     async def _destroy(self, step: CreatePaused) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from crannog.adapters.display.headless import HeadlessDisplays
+from crannog.adapters.guestdb.host import XenStoreHost
 from crannog.adapters.storage.drive_files import look_at_drive
 from crannog.adapters.storage.drivers import Drivers
 from crannog.adapters.storage.kernels import KernelPool
@@ -18,9 +19,11 @@ from crannog.core.pools import DIR_PATH, PoolConfig
 from crannog.core.qga import qga_path
 from crannog.core.volumes import Volume
 from crannog.editing.places import find_pool
+from crannog.errors import StorageError
 from crannog.hostfacts import HostMemory
 from crannog.ports.channel import AgentLinks
 from crannog.ports.display import Displays
+from crannog.ports.guestdb import HostTrees
 from crannog.ports.hostdevices import HostDevices
 from crannog.ports.hypervisor import Hypervisor
 from crannog.ports.storage import Pool
@@ -45,6 +48,7 @@ class World:
     host_devices: HostDevices
     host_memory: HostMemory = field(default_factory=HostMemory)
     displays: Displays = field(default_factory=HeadlessDisplays)
+    trees: HostTrees = field(default_factory=XenStoreHost)
 
     @property
     def drivers(self) -> Drivers:
@@ -84,6 +88,24 @@ class World:
         """Note that the domain runs, or is gone."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.paths.start_mark(uuid))
+
+    def mark_claim(self, uuid: str) -> None:
+        """Note that a disposable is being handed out: nobody knows its name yet. Raises StorageError."""
+        try:
+            with open(self.paths.claim_mark(uuid), "wb"):
+                pass
+        except OSError as error:
+            raise StorageError(f"{self.paths.claim_mark(uuid)} cannot be written: {error.strerror}") from error
+
+    def unmark_claim(self, uuid: str) -> None:
+        """Note that it was handed out, or is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.paths.claim_mark(uuid))
+
+    def marked_claims(self) -> list[str]:
+        """Return the UUIDs of the disposables that a former daemon was just handing out."""
+        prefix = os.path.basename(self.paths.claim_mark(""))
+        return [name.removeprefix(prefix) for name in os.listdir(self.paths.run) if name.startswith(prefix)]
 
     def is_marked(self, uuid: str) -> bool:
         """Tell whether a domain was never let run."""

@@ -9,6 +9,7 @@ from crannog.core.displays import check_seamless
 from crannog.core.events import Event, Listener
 from crannog.core.features import check_feature, check_feature_is_free, require
 from crannog.core.labels import Label, new_label
+from crannog.core.preload_wishes import check_wish
 from crannog.core.properties import Holder, Property
 from crannog.core.registry import Registry
 from crannog.core.tags import check_tag, check_tag_is_free, following_tags
@@ -142,6 +143,7 @@ class Editor:
         """Set a feature; raises ProtocolError for a malformed name or value, DeniedError for the system's own."""
         check_feature(name, value)
         check_feature_is_free(name)
+        check_wish(name, value)
         if isinstance(vm, LocalVM):
             check_seamless(vm, name, value)
         self.set_features(vm, {name: value})

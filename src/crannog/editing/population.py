@@ -3,13 +3,14 @@
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from crannog.core import events
 from crannog.core.registry import Registry
-from crannog.core.tags import CREATED_BY, creation_tags, following_tags
+from crannog.core.tags import claim_tags, creation_tags, following_tags
 from crannog.core.templates import origin
 from crannog.core.vms import QubeBase
 from crannog.core.volumes import Volume
@@ -39,6 +40,10 @@ class NewVM:
     pools: Mapping[str, str] = field(default_factory=dict)
 
 
+async def _make_no_way(_vm: QubeBase) -> None:
+    return
+
+
 class Population:
     """Adds and removes the VMs of one registry."""
 
@@ -60,6 +65,8 @@ class Population:
         self._busy: Busy = {} if busy is None else busy
         self._dispids: set[int] = set()
         """Numbers of disposables that are just being made."""
+        self.make_way: Callable[[QubeBase], Awaitable[None]] = _make_no_way
+        """Called with each VM that is to be removed; has VMs go that are there for its sake alone."""
         self._forget = forget
         self._new_uuid = new_uuid
         self._choose = choose
@@ -73,14 +80,22 @@ class Population:
         with self._dispid_for(self._registry.find_class(wanted.klass), self._free_dispid) as dispid:
             return await self._create(wanted, created_by, dispid)
 
-    async def create_disposable(self, template: QubeBase, *, created_by: str) -> QubeBase:
-        """Make a disposable that is named after its number and goes when it stops."""
+    async def create_disposable(
+        self, template: QubeBase, *, created_by: str, features: Mapping[str, str] = MappingProxyType({})
+    ) -> QubeBase:
+        """Make a disposable that is named after its number and goes when it stops, with these features besides."""
         with self._dispid_for(self._registry.find_class("DispVM"), self._free_numbered_name) as dispid:
             wanted = NewVM("DispVM", f"disp{dispid}", "", template)
-            return await self._create(wanted, created_by, dispid, is_for_one_use=True)
+            return await self._create(wanted, created_by, dispid, is_for_one_use=True, features=features)
 
     async def _create(
-        self, wanted: NewVM, created_by: str, dispid: int | None, *, is_for_one_use: bool = False
+        self,
+        wanted: NewVM,
+        created_by: str,
+        dispid: int | None,
+        *,
+        is_for_one_use: bool = False,
+        features: Mapping[str, str] = MappingProxyType({}),
     ) -> QubeBase:
         registry = self._registry
         label = registry.find_label(wanted.label) if wanted.label else None
@@ -93,16 +108,12 @@ class Population:
         if label:
             vm.values["label"] = label
         if is_for_one_use:
-            self._mark_disposable(vm, created_by)
+            vm.values["auto_cleanup"] = True
+            vm.tags |= claim_tags(registry.find_vm(created_by))
+        vm.features.update(features)
         async with self._new_volumes(vm):
             self._add_with_texts(vm, created_by, rules_of=vm.template if cls.is_disposable else None)
         return vm
-
-    def _mark_disposable(self, vm: QubeBase, created_by: str) -> None:
-        """Have a VM removed when it stops, and told apart as one that somebody made for a single use."""
-        vm.values["auto_cleanup"] = True
-        tags = creation_tags(self._registry.find_vm(created_by))
-        vm.tags |= {f"disp-{tag}" for tag in tags if tag.startswith(CREATED_BY)}
 
     async def clone(
         self, source: QubeBase, name: str, *, klass: str, created_by: str, pools: Mapping[str, str] | None = None
@@ -201,6 +212,7 @@ class Population:
         self._editor.check_halted(vm, "be removed")  # one that is starting would be waited for
         async with self._hold(vm.uuid):
             try:
+                await self.make_way(vm)
                 await self._remove(vm)
             finally:
                 if self._registry.find_uuid(vm.uuid) is None:

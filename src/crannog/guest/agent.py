@@ -2,8 +2,8 @@
 
 It runs as root in the guest (as another user it serves that user alone), needs Python 3.9 with what Debian's
 python3-minimal holds, and is one file, so that an image gets it by a copy. The channel is the virtio-serial port
-`org.crannog.agent.0`; its format is described in crannog/rpc/frames.py, of which this file has its own small copy (a
-test holds both equal).
+`org.crannog.agent.0`, on Xen the console of that name; its format is described in crannog/rpc/frames.py, of which this
+file has its own small copy (a test holds both equal).
 
 What the host asks for is `USER:COMMAND`, for the shell, or `USER:[nogui:]QUBESRPC SERVICE+ARGUMENT SOURCE`. Services
 are looked up, started and configured as in Qubes (qrexec protocol, "Service lookup").
@@ -36,6 +36,8 @@ from collections.abc import Callable, Iterable
 
 VERSION = "0.1.0"
 PORT_NAME = "org.crannog.agent.0"
+XENBUS = "/dev/xen/xenbus"
+"""A guest's way to XenStore; /proc/xen/xenbus is the same."""
 
 PROTOCOL_VERSION = 4
 BULK_VERSION = 4
@@ -66,6 +68,11 @@ STREAMS_MAX = 256
 MAGIC = b"\xffcrannog-sync\xff\xfe"
 MARKER_SIZE = 32
 GUEST_PADDING = bytes(BULK_MAX + 2 * HEADER.size)
+TERMINAL_BODY_MAX = 4096
+"""Most data in a frame where the port is a terminal: all that it holds are two pages."""
+TERMINAL_PADDING = bytes(TERMINAL_BODY_MAX + 2 * HEADER.size)
+LONG_PADDING = bytes(BODY_MAX + 2 * HEADER.size)
+"""For a terminal whose other end does not answer at once: a frame that is no data may be larger."""
 
 READ_SIZE = 262144
 OUT_HIGH = 262144
@@ -94,6 +101,10 @@ NAME_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 NAME_MAX = 255
 DATABASE = "/run/qubes/guestdb"
 SECRETS = frozenset({"%qubes-random-seed"})
+CLOCK = b"/crannog-clock\0"
+"""Beginning of what the host writes when this guest was stopped for a while: the time, in nanoseconds since 1970."""
+READY = b"/crannog-ready\0"
+"""Beginning of what the host writes when a command of the user who is named will have to start quickly."""
 NO_CALL = -1
 """Number of a client that wants something else than a call."""
 CONFIG_MAX = 4096
@@ -140,20 +151,60 @@ def make_nonce() -> bytes:
         return struct.pack("<Q", time.time_ns() & 0xFFFFFFFFFFFFFFFF)
 
 
+TERMIOS = struct.Struct("<IIIIB19s")
+TCGETS, TCSETS, TCFLSH, TCIFLUSH = 0x5401, 0x5402, 0x540B, 0
+CONTROL_MODES = 0x8B0
+"""8 bits, the receiver is on, no modem lines (termios(3): CS8, CREAD, CLOCAL)."""
+CHARACTERS = bytes((0, 0, 0, 0, 0, 0, 1)).ljust(19, b"\0")
+"""Of the control characters VMIN alone: a read without data is told from the end."""
+
+
+def make_raw(fd: int) -> None:
+    """Have a terminal pass all bytes as they are, and drop what it has taken as lines until now.
+
+    Until then it echoes what it gets. The host takes that for rubbish: it waits for an answer to its nonce. The module
+    termios is not in python3-minimal.
+    """
+    _, _, control, _, discipline, _ = TERMIOS.unpack(fcntl.ioctl(fd, TCGETS, bytes(TERMIOS.size)))
+    fcntl.ioctl(fd, TCSETS, TERMIOS.pack(0, 0, control | CONTROL_MODES, 0, discipline, CHARACTERS))
+    fcntl.ioctl(fd, TCFLSH, TCIFLUSH)
+
+
 class Port:
-    """The channel's file: the virtio-serial port, or a unix socket in tests."""
+    """The channel's file: the virtio-serial port, Xen's console of its name, or a unix socket in tests."""
 
     def __init__(self, path: str, is_socket: bool) -> None:
         self.path = path
         self.is_socket = is_socket
+        self.is_terminal = False
         self.fd = -1
+
+    @property
+    def tells_absence(self) -> bool:
+        """Whether a read of nothing says that the host is away for now: else the port has ended."""
+        return not self.is_socket and not self.is_terminal
+
+    @property
+    def padding(self) -> bytes:
+        """What completes the frame that was half sent, if there is one. A terminal is slow: see `Agent.ask_again`."""
+        return TERMINAL_PADDING if self.is_terminal else GUEST_PADDING
+
+    @property
+    def body_max(self) -> int:
+        """Most data in a frame, unless the host takes more."""
+        return TERMINAL_BODY_MAX if self.is_terminal else BODY_MAX
+
+    @property
+    def out_high(self) -> int:
+        """With so many bytes waiting for it no more output is read: what is urgent waits behind them."""
+        return 4 * TERMINAL_BODY_MAX if self.is_terminal else OUT_HIGH
 
     def open(self) -> bool:
         """Try once to open the port; return whether it is open now."""
         try:
             self.fd = self._connect() if self.is_socket else self._open_device()
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.ENODEV):
                 log(f"cannot open the port {self.path or PORT_NAME}: {error}")
                 time.sleep(1)
             return False
@@ -183,8 +234,25 @@ class Port:
             client.close()
 
     def _open_device(self) -> int:
-        path = self.path or find_port()
-        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        path = self.path or find_device()
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        self.is_terminal = os.isatty(fd)
+        if self.is_terminal:
+            make_raw(fd)
+        return fd
+
+
+def find_device() -> str:
+    """Return the device of the channel. Raises OSError while there is none."""
+    try:
+        return find_port()
+    except FileNotFoundError:
+        with XenStore() as store:
+            try:
+                return find_console(store)
+            except FileNotFoundError:
+                time.sleep(ASK_AGAIN)  # XenStore serves all guests of the host
+                raise
 
 
 def find_port(ports: str = "/sys/class/virtio-ports") -> str:
@@ -197,6 +265,99 @@ def find_port(ports: str = "/sys/class/virtio-ports") -> str:
             if file.read().strip() == PORT_NAME:
                 return f"/dev/{device}"
     raise FileNotFoundError(errno.ENOENT, "no such virtio-serial port", PORT_NAME)
+
+
+class XenStore:
+    """XenStore, as far as a guest needs it; paths are below its own folder (Xen, io/xs_wire.h; docs/misc/xenstore.txt).
+
+    What the host answers is trusted, like all that it tells. Every call raises OSError with XenStore's own reason.
+    """
+
+    DIRECTORY, READ, TRANSACTION_START, TRANSACTION_END, WRITE, WATCH_EVENT, ERROR = 1, 2, 6, 7, 11, 15, 16
+    HEADER = struct.Struct("<IIII")
+
+    def __init__(self, path: str = XENBUS) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.transaction = 0
+
+    def __enter__(self) -> XenStore:  # noqa: PYI034  Self is not in Python 3.9
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def list(self, path: str) -> list[str]:
+        """Return the names in a folder."""
+        return [name.decode("ascii", "replace") for name in self._ask(self.DIRECTORY, path + "\0").split(b"\0") if name]
+
+    def read(self, path: str) -> bytes:
+        """Return a value."""
+        return self._ask(self.READ, path + "\0")
+
+    def write_all(self, entries: dict[str, str]) -> None:
+        """Set values, all at once for those who watch."""
+        while True:
+            self.transaction = int(self._ask(self.TRANSACTION_START, "\0").rstrip(b"\0"))
+            try:
+                for path, value in entries.items():
+                    self._ask(self.WRITE, f"{path}\0{value}")
+                self._ask(self.TRANSACTION_END, "T\0")
+            except OSError as error:
+                if error.errno == errno.EAGAIN:  # somebody else changed something meanwhile
+                    continue
+                if self.transaction:
+                    with contextlib.suppress(OSError):
+                        self._ask(self.TRANSACTION_END, "F\0")
+                raise
+            else:
+                return
+            finally:
+                self.transaction = 0
+
+    def _ask(self, kind: int, words: str) -> bytes:
+        body = words.encode()
+        os.write(self.fd, self.HEADER.pack(kind, 0, self.transaction, len(body)) + body)
+        answer = self.WATCH_EVENT
+        while answer == self.WATCH_EVENT:
+            answer, _, _, length = self.HEADER.unpack(self._read(self.HEADER.size))
+            body = self._read(length)
+        if answer != self.ERROR:
+            return body
+        name = body.rstrip(b"\0").decode("ascii", "replace")
+        number = getattr(errno, name, errno.EIO)
+        raise OSError(number, os.strerror(number), words.partition("\0")[0])
+
+    def _read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            part = os.read(self.fd, count - len(data))
+            if not part:
+                raise OSError(errno.EIO, "XenStore has gone")
+            data += part
+        return data
+
+
+def find_console(store: XenStore) -> str:
+    """Return the device of Xen's console named PORT_NAME: the N-th is /dev/hvcN (Xen, docs/misc/channel.txt).
+
+    Raises OSError while there is none.
+    """
+    for number in store.list("device/console"):
+        with contextlib.suppress(FileNotFoundError):  # the first console has no name
+            if store.read(f"device/console/{number}/name") == PORT_NAME.encode():
+                return f"/dev/hvc{int(number)}"
+    raise FileNotFoundError(errno.ENOENT, "no such console of Xen", PORT_NAME)
+
+
+def announce_in_xenstore(facts: dict[str, str], path: str = XENBUS) -> None:
+    """Write what this guest is where its host has made room for it; that works without a channel, too."""
+    try:
+        with XenStore(path) as store:
+            store.read("qubes-tools")  # a host that wants to know has made it; dom0 itself has none
+            store.write_all({f"qubes-tools/{key}": value for key, value in facts.items()})
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            log(f"cannot announce the guest in XenStore: {error}")
 
 
 class Parser:
@@ -399,7 +560,9 @@ class Command(Call):
         arguments: list[bytes],
         extra: dict[str, str] | None = None,
         session: str = "",
+        script: int = -1,
     ) -> None:
+        """Start it, with the file `script`, if there is one, as its descriptor 3."""
         super().__init__(stream)
         environment = make_environment(user) | (extra or {})
         groups = os.getgrouplist(user.pw_name, user.pw_gid)  # here, where what looks them up is loaded once
@@ -417,7 +580,7 @@ class Command(Call):
             if self.pid != 0:
                 close_all(theirs)
         if self.pid == 0:
-            run_child(user, groups, arguments, environment, theirs, session)
+            run_child(user, groups, arguments, environment, (*theirs, *([script] if script >= 0 else ())), session)
         for fd in (self.stdin_fd, *self.outputs.values()):
             os.set_blocking(fd, False)
             with contextlib.suppress(OSError):  # larger pipes need fewer switches between processes
@@ -440,6 +603,44 @@ class Command(Call):
             return True
         is_drained = all(self.left[kind] <= 0 for kind in self.outputs)
         return is_drained and time.monotonic() >= self.deadline
+
+
+class ReadyShell(Command):
+    """A login shell that was started before its command is known, as that takes most of the time of a short one.
+
+    It has read its profiles, and waits for its command on descriptor 3. For one call of its user.
+    """
+
+    def __init__(self, name: bytes) -> None:
+        """Start it for the user `name`. Raises Refusal or OSError."""
+        self.user = find_user(name)
+        self.environment = make_environment(self.user)
+        (theirs, self.script) = open_pipes(1)[0]
+        try:
+            super().__init__(0, self.user, [b". /dev/fd/3"], script=theirs)
+        except OSError:
+            os.close(self.script)
+            raise
+        finally:
+            os.close(theirs)
+
+    def fits(self, user: pwd.struct_passwd) -> bool:
+        """Tell whether the shell is as one would be that is started now."""
+        return user == self.user and make_environment(user) == self.environment
+
+    def give(self, stream: int, command: bytes) -> None:
+        """Have it run its command, as the call of a stream. Raises OSError for one that is gone."""
+        self.stream = stream
+        with open(self.script, "wb", 0) as file:
+            file.write(b"exec 3<&-; " + command + b"\n")
+        self.script = -1
+
+    def end(self) -> None:
+        """End a shell that is not needed any more: it sees the end of its script."""
+        if self.script >= 0:
+            os.close(self.script)
+            self.script = -1
+        self.close()
 
 
 class Connection(Call):
@@ -553,7 +754,7 @@ def run_child(
     groups: list[int],
     arguments: list[bytes],
     environment: dict[str, str],
-    stdio: tuple[int, int, int],
+    stdio: tuple[int, ...],
     session: str,
 ) -> None:
     """Become `user`'s login shell with `arguments`. Called in the child; never returns."""
@@ -561,11 +762,11 @@ def run_child(
         os.setsid()
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
-        os.closerange(3, 1024)
+        os.closerange(len(stdio), 1024)
         for number in DEFAULT_SIGNALS:
             _signal.signal(number, _signal.SIG_DFL)
         wait_for_session(session)
-        become(user, groups)
+        become(user, groups, len(stdio))
         os.umask(0o022)
         try:
             os.chdir(user.pw_dir)
@@ -581,10 +782,10 @@ def run_child(
         os._exit(EXIT_TROUBLE)
 
 
-def become(user: pwd.struct_passwd, groups: list[int]) -> None:
-    """Give up root's rights for those of `user`, who is in these groups."""
+def become(user: pwd.struct_passwd, groups: list[int], files: int = 3) -> None:
+    """Give up root's rights for those of `user`, who is in these groups and gets so many open files."""
     if os.geteuid() == 0:
-        for fd in (0, 1, 2):
+        for fd in range(files):
             os.fchown(fd, user.pw_uid, user.pw_gid)  # else /dev/stderr cannot be opened by its name
         os.setgroups(groups)
         os.setgid(user.pw_gid)
@@ -622,6 +823,17 @@ def find_default_user() -> str:
     with contextlib.suppress(KeyError):
         return pwd.getpwuid(os.geteuid()).pw_name
     return "root"
+
+
+def list_facts() -> dict[str, str]:
+    """Return what this guest is, as its host wants to know it (qubes.NotifyTools)."""
+    return {
+        "version": VERSION,
+        "os": "Linux",
+        "qrexec": "1",
+        "gui": "1" if os.path.exists(GUI) else "0",
+        "default-user": find_default_user(),
+    }
 
 
 def find_user(untrusted_name: bytes) -> pwd.struct_passwd:
@@ -840,6 +1052,34 @@ class Calls:
         self.inputs: dict[int, list[bytes | memoryview]] = {}
         """Pieces of input by their stream; they are views of what was read last."""
         self.doomed: dict[int, float] = {}
+        self.ready: ReadyShell | None = None
+
+    def prepare(self, name: bytes) -> None:
+        """Have a shell ready for the next command of a user; one that there is already is ended."""
+        self.drop_ready()
+        try:
+            self.ready = ReadyShell(name)
+        except (Refusal, OSError) as error:
+            log(f"no shell is ready: {error}")
+
+    def drop_ready(self) -> None:
+        """End the shell that is ready, if there is one."""
+        ready, self.ready = self.ready, None
+        if ready:
+            ready.end()
+
+    def take_ready(self, stream: int, line: bytes) -> Call | None:
+        """Return the shell that is ready, as the call for a line of the host; None when it is not for that."""
+        name, _, text = line.partition(b":")
+        if self.ready is None or text.startswith((b"QUBESRPC ", b"nogui:")) or not self.ready.fits(find_user(name)):
+            return None
+        ready, self.ready = self.ready, None
+        try:
+            ready.give(stream, text)
+        except OSError:
+            ready.end()
+            return None
+        return ready
 
     def list_waits(self, may_read: bool) -> dict[int, tuple[Call, int, int]]:
         """Return the pipes that may move bytes now. The others must stay out: poll reports their hang-ups."""
@@ -892,7 +1132,8 @@ class Calls:
         try:
             if stream in self.by_stream or len(self.by_stream) >= STREAMS_MAX:
                 raise Refusal("the guest's agent runs too many commands already")
-            call = make_call(stream, body.partition(b"\0")[0])
+            line = body.partition(b"\0")[0]
+            call = self.take_ready(stream, line) or make_call(stream, line)
             self.by_stream[stream] = call
             if isinstance(call, Connection):
                 self.try_open(call)
@@ -1008,6 +1249,8 @@ class Calls:
             if pid == 0:
                 return
             self.doomed.pop(pid, None)
+            if self.ready and pid == self.ready.pid:
+                self.drop_ready()
             if pid in by_pid:
                 code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
                 by_pid[pid].note_exit(code)
@@ -1032,6 +1275,7 @@ class Calls:
 
     def close_all(self) -> None:
         """End all calls: their callers are gone."""
+        self.drop_ready()
         for stream in list(self.by_stream):
             self.close_stream(stream)
 
@@ -1529,7 +1773,7 @@ class Agent:
         self.inbox = memoryview(bytearray(READ_SIZE))
         self.pages = [self.inbox[at : at + PAGE] for at in range(0, READ_SIZE, PAGE)]
         self.nonce = b""
-        self.is_synced = False
+        self.is_synced = self.has_asked_again = False
         self.asked_at = 0.0
         self.looked_at = 0.0
         self.wake_fd, self.wake_write_fd = os.pipe()
@@ -1569,9 +1813,10 @@ class Agent:
         self.callers.drop_all()
         self.nonce = make_nonce()
         self.is_synced = False
-        self.calls.body_max = BODY_MAX
+        self.calls.body_max = self.port.body_max
+        self.has_asked_again = False
         self.parser.reset()
-        self.out.start_with(GUEST_PADDING)
+        self.out.start_with(self.port.padding)
         self.ask_sync()
 
     def ask_sync(self) -> None:
@@ -1579,8 +1824,18 @@ class Agent:
         self.out.put(MAGIC + b"R", self.nonce + bytes(8))
         self.asked_at = time.monotonic()
 
+    def ask_again(self) -> None:
+        """Repeat the SYNC-REQUEST. A terminal's host may be in the middle of a longer frame than its padding completes.
+
+        That is so once at most: a host that came later hunts.
+        """
+        if self.port.is_terminal and not self.has_asked_again:
+            self.out.put(LONG_PADDING, b"")
+        self.has_asked_again = True
+        self.ask_sync()
+
     def _turn(self) -> None:
-        may_read = len(self.out) < OUT_HIGH and not self.out.moved
+        may_read = len(self.out) < self.port.out_high and not self.out.moved
         pipes = self.calls.list_waits(may_read)
         callers = self.callers.list_waits(may_read) if self.is_synced else {}
         poll = select.poll()
@@ -1617,7 +1872,7 @@ class Agent:
         if self.is_synced:
             self.callers.look_at_clock(now)
         if not self.is_synced and not self.out and now >= self.asked_at + ASK_AGAIN:
-            self.ask_sync()
+            self.ask_again()
 
     def write_port(self) -> None:
         """Write what the port takes now."""
@@ -1654,8 +1909,8 @@ class Agent:
 
     def wait_for_host(self) -> None:
         """End all calls, as the host is away (a read returned nothing), and wait for it without spinning."""
-        if self.port.is_socket:
-            self.lose_port("the socket's other end is closed")
+        if not self.port.tells_absence:
+            self.lose_port("its other end is closed")
         self.desync()
         while self.port.fd >= 0 and self.port.is_host_away():
             self.calls.reap()
@@ -1700,14 +1955,7 @@ class Agent:
 
     def announce(self) -> None:
         """Tell the host what this guest is (qubes.NotifyTools)."""
-        facts = {
-            "version": VERSION,
-            "os": "Linux",
-            "qrexec": "1",
-            "gui": "1" if os.path.exists(GUI) else "0",
-            "default-user": find_default_user(),
-        }
-        for key, value in facts.items():
+        for key, value in list_facts().items():
             self.send(0, GUESTDB_WRITE, f"/qubes-tools/{key}\0{value}".encode())
         self.send(0, TRIGGER, b"qubes.NotifyTools")
 
@@ -1736,7 +1984,8 @@ class Agent:
         elif kind in (GUESTDB_WRITE, GUESTDB_REMOVE, GUESTDB_READY):
             self.keep(kind, body)
         elif kind == HELLO and len(body) == NUMBER.size:
-            self.calls.body_max = BULK_MAX if NUMBER.unpack(body)[0] >= BULK_VERSION else BODY_MAX
+            takes_bulk = NUMBER.unpack(body)[0] >= BULK_VERSION and not self.port.is_terminal
+            self.calls.body_max = BULK_MAX if takes_bulk else self.port.body_max
         elif stream in self.callers.streams:
             self.callers.dispatch(stream, kind, body)
         else:
@@ -1746,11 +1995,23 @@ class Agent:
         """Keep what the host says of the guest DB, and tell those who wait for it."""
         if kind == GUESTDB_READY:
             self.database.finish()
+        elif kind == GUESTDB_WRITE and body.startswith(CLOCK):
+            set_clock(body[len(CLOCK) :])
+        elif kind == GUESTDB_WRITE and body.startswith(READY):
+            self.calls.prepare(body[len(READY) :])
         elif kind == GUESTDB_WRITE:
             self.callers.tell_watchers(self.database.write(body))
         else:
             self.database.remove(body)
             self.callers.tell_watchers(body)
+
+
+def set_clock(text: bytes) -> None:
+    """Set the guest's clock to what the host says. Who is not root leaves it as it is."""
+    try:
+        time.clock_settime_ns(time.CLOCK_REALTIME, int(text))
+    except (OSError, ValueError, OverflowError) as error:
+        log(f"the clock cannot be set: {error}")
 
 
 def signal_group(pid: int, number: int) -> None:
@@ -1777,6 +2038,8 @@ def main(arguments: list[str]) -> int:
         if fd > 2:
             os.close(fd)
             break
+    if not is_socket:
+        announce_in_xenstore(list_facts())
     Agent(port, trigger_socket, options.get("--database", "" if is_socket else DATABASE)).run()
     return 0
 

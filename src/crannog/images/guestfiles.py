@@ -11,14 +11,18 @@ _GUEST = os.path.join(os.path.dirname(os.path.dirname(_FOLDER)), "guest")
 LIBRARY = "usr/lib/crannog"
 AGENT = LIBRARY + "/agent.py"
 UNIT = "usr/lib/systemd/system/crannog-agent.service"
+IDENTITY_UNIT = "usr/lib/systemd/system/crannog-identity.service"
 SERVICES = "etc/qubes-rpc"
 CONFIGS = "etc/qubes/rpc-config"
 GUI = LIBRARY + "/gui"
 GUI_UNIT = "usr/lib/systemd/system/crannog-gui.service"
+_PRESET = "usr/lib/systemd/system-preset/50-crannog-gui.preset"
 _WANTS = "etc/systemd/system/multi-user.target.wants"
+_EARLY_WANTS = "etc/systemd/system/sysinit.target.wants"
 _CLIENT = "usr/bin/qrexec-client-vm"
 _DATABASE_TOOLS = ("read", "multiread", "list", "write", "rm", "watch")
 _COPIES = ("qvm-copy", "qvm-copy-to-vm", "qvm-move", "qvm-move-to-vm")
+_GUI_PROGRAMS = ("autostart.py", "keyboard.py", "own_keyboard.py", "programs", "session.py")
 _HOOKS = {"initramfs-tools": "usr/share/initramfs-tools", "dracut": "usr/lib/dracut/modules.d/90crannog"}
 """Folders beside the agent, and where the programs that make an initramfs look for what is in them."""
 
@@ -71,7 +75,7 @@ def list_guest_files(hostname: str, agent: bytes, *, has_gui: bool = False) -> l
         *list_agent_files(agent),
         *(
             GuestFile(f"{LIBRARY}/{name}", script, read_file(name))
-            for name in ("sysinit", "private-volume", "coldplug", "shutdown")
+            for name in ("sysinit", "private-volume", "coldplug", "console-login", "shutdown")
         ),
         GuestFile("etc/inittab", content=read_file("inittab") + (read_file("inittab-gui") if has_gui else b"")),
         GuestFile("usr/sbin/init", target="../bin/busybox"),
@@ -85,6 +89,8 @@ def list_guest_files(hostname: str, agent: bytes, *, has_gui: bool = False) -> l
         GuestFile(os.path.dirname(_WANTS), folder),
         GuestFile(_WANTS, folder),
         GuestFile(f"{_WANTS}/crannog-agent.service", target=f"/{UNIT}"),
+        GuestFile(_EARLY_WANTS, folder),
+        GuestFile(f"{_EARLY_WANTS}/crannog-identity.service", target=f"/{IDENTITY_UNIT}"),
         *((*list_gui_files(), GuestFile(f"{_WANTS}/crannog-gui.service", target=f"/{GUI_UNIT}")) if has_gui else ()),
         GuestFile("etc/hostname", content=hostname.encode() + b"\n"),
         GuestFile("etc/hosts", content=read_file("hosts")),
@@ -101,6 +107,8 @@ def list_agent_files(agent: bytes) -> list[GuestFile]:
         *(GuestFile(path, folder) for path in (LIBRARY, "usr/lib/qubes", SERVICES, "etc/qubes", CONFIGS)),
         GuestFile(AGENT, script, agent),
         GuestFile(UNIT, content=_read_guest("crannog-agent.service")),
+        GuestFile(IDENTITY_UNIT, content=_read_guest("crannog-identity.service")),
+        GuestFile(f"{LIBRARY}/fresh-identity", script, read_file("fresh-identity")),
         GuestFile(f"{LIBRARY}/grow-volume", script, read_file("grow-volume")),
         GuestFile(f"{LIBRARY}/qfile.py", script, _read_guest("qfile.py")),
         GuestFile(f"{LIBRARY}/qvm_copy.py", script, _read_guest("qvm_copy.py")),
@@ -121,11 +129,23 @@ def list_gui_files() -> list[GuestFile]:
     script = 0o755
     return [
         GuestFile(GUI, 0o755),
-        *(GuestFile(f"{GUI}/{name}", script, _read_guest("gui", name)) for name in ("session.py", "programs")),
+        *(GuestFile(f"{GUI}/{name}", script, _read_guest("gui", name)) for name in _GUI_PROGRAMS),
         GuestFile(GUI_UNIT, content=_read_guest("gui", "crannog-gui.service")),
+        GuestFile(_PRESET, content=_read_guest("gui", "systemd", "50-crannog-gui.preset")),
+        *_list_drop_ins(),
         *_list_folder("gui/services", SERVICES, script),
         GuestFile(f"{SERVICES}/crannog.Display", target="/run/crannog/gui/xpra.sock"),
         *_list_folder("gui/rpc-config", CONFIGS, 0o644),
+    ]
+
+
+def _list_drop_ins() -> list[GuestFile]:
+    """Return what keeps systemd from starting the server of the package xpra, which listens on TCP."""
+    content = _read_guest("gui", "systemd", "xpra.conf")
+    folders = [f"{os.path.dirname(GUI_UNIT)}/xpra.{kind}.d" for kind in ("service", "socket")]
+    return [
+        *(GuestFile(folder, 0o755) for folder in folders),
+        *(GuestFile(f"{folder}/50-crannog.conf", content=content) for folder in folders),
     ]
 
 

@@ -11,7 +11,13 @@ import tarfile
 from crannog.images.boottools import BootTools
 from crannog.images.guestfiles import read_file, read_layers
 from crannog.images.kernelparts import KernelParts
-from crannog.images.modules import DRIVERS_AT_BOOT, DRIVERS_FOR_LAYERS, choose_for_boot, read_dependencies
+from crannog.images.modules import (
+    DRIVERS_AT_BOOT,
+    DRIVERS_FOR_LAYERS,
+    DRIVERS_FOR_XEN,
+    choose_for_boot,
+    read_dependencies,
+)
 from crannog.images.tools import run_tool
 
 _FOLDERS = ("bin", "dev", "proc", "sys", "newroot")
@@ -24,7 +30,7 @@ _APPLETS = (
 def describe_initramfs(tools: BootTools) -> list[object]:
     """Return what decides the content of an initramfs beside the kernel, for cache keys."""
     scripts = [read_file("initramfs-init"), read_layers()]
-    return [DRIVERS_AT_BOOT, DRIVERS_FOR_LAYERS, _APPLETS, *scripts, tools.identity]
+    return [DRIVERS_AT_BOOT, DRIVERS_FOR_LAYERS, DRIVERS_FOR_XEN, _APPLETS, *scripts, tools.identity]
 
 
 def make_initramfs(parts: KernelParts, tools: BootTools, path: str, *, has_layers: bool) -> None:
@@ -58,7 +64,7 @@ def _copy_drivers(parts: KernelParts, target: str, on_demand: tuple[str, ...]) -
     with tarfile.open(f"{parts.path}/modules.tar") as tar:
         _extract(tar, f"{source}/modules.dep", f"{folder}/modules.dep")
         dependencies = read_dependencies(f"{folder}/modules.dep")
-        drivers = choose_for_boot(dependencies, (*DRIVERS_AT_BOOT, *on_demand))
+        drivers = choose_for_boot(dependencies, (*DRIVERS_AT_BOOT, *DRIVERS_FOR_XEN, *on_demand))
         for driver in drivers:
             os.makedirs(os.path.dirname(f"{folder}/{driver}"), exist_ok=True)
             _extract(tar, f"{source}/{driver}", f"{folder}/{driver}")

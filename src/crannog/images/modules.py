@@ -7,7 +7,10 @@ DRIVERS_AT_BOOT = ("virtio_pci", "virtio_blk", "virtio_console", "virtio-rng", "
 """What the initramfs loads: the disk, the agent's port, entropy, without which Python waits a second, and the file
 system, which needs a checksum that it names nowhere. What a kernel has built in is left out."""
 
-DRIVERS_FOR_LAYERS = ("dm-snapshot", "overlay", "xen-blkfront")
+DRIVERS_FOR_XEN = ("xen-blkfront",)
+"""What every initramfs has besides, and loads on Xen."""
+
+DRIVERS_FOR_LAYERS = ("dm-snapshot", "overlay")
 """What an initramfs for kernels from the host has besides, and loads when it is needed."""
 
 KEPT = (

@@ -1,6 +1,7 @@
 """The ELF kernel inside a bzImage: QEMU can enter it at once (PVH), without real mode and self-extraction."""
 
 import dataclasses
+import lzma
 import os
 import struct
 
@@ -17,6 +18,8 @@ _PAYLOAD_OFFSET = 0x248
 _SECTOR = 512
 _SIZE_TRAILER = 4
 """The kernel's build appends the uncompressed size to the payload: no part of the compressed stream."""
+_XZ = b"\xfd7zXZ\0"
+"""The .xz File Format, section 2.1.1. Debian's general kernels are packed so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,25 @@ def extract_vmlinux(bzimage: str, vmlinux: str) -> None:
     with open(bzimage, "rb") as file:
         image = file.read()
     payload = _find_payload(image, bzimage)
+    if payload.startswith(_XZ):
+        _unpack_xz(payload[:-_SIZE_TRAILER], bzimage, vmlinux)
+    else:
+        _unpack_with_tool(payload, bzimage, vmlinux)
+    with open(vmlinux, "rb") as file:
+        if file.read(4) != b"\x7fELF":
+            raise StorageError(f"the kernel {bzimage} holds no ELF file")
+
+
+def _unpack_xz(stream: bytes, bzimage: str, vmlinux: str) -> None:
+    try:
+        kernel = lzma.decompress(stream)
+    except lzma.LZMAError as error:
+        raise StorageError(f"the kernel {bzimage} cannot be unpacked: {error}") from error
+    with open(vmlinux, "wb") as file:
+        file.write(kernel)
+
+
+def _unpack_with_tool(payload: bytes, bzimage: str, vmlinux: str) -> None:
     for compression in _COMPRESSIONS:
         if payload.startswith(compression.magic):
             break
@@ -51,9 +73,6 @@ def extract_vmlinux(bzimage: str, vmlinux: str) -> None:
     target = [packed, vmlinux] if tool == "lz4" else [vmlinux, packed]
     run_tool([tool, *options, *target], f"unpacking the kernel {bzimage}")
     os.unlink(packed)
-    with open(vmlinux, "rb") as file:
-        if file.read(4) != b"\x7fELF":
-            raise StorageError(f"the kernel {bzimage} holds no ELF file")
 
 
 def read_banner(bzimage: str) -> str:

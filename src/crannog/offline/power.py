@@ -83,6 +83,20 @@ class NoPower:
         del listener
         _refuse(f"statistics of {vm.name}")
 
+    async def take_preloaded(self, template: QubeBase, created_by: str) -> LocalVM | None:
+        """Return None: what a former daemon has left ready cannot be let run here."""
+        del template, created_by
+        return None
+
+    async def preload(self, template: QubeBase) -> LocalVM:
+        """Refuse."""
+        _refuse(f"a start of disposables of {template.name}")
+
+    def lease(self, vm: QubeBase, listener: Listener) -> Callable[[], None]:
+        """Refuse."""
+        del listener
+        _refuse(f"the use of {vm.name}")
+
     async def capabilities(self) -> HostCapabilities:
         """Refuse."""
         _refuse("what the hypervisor can do")

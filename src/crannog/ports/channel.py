@@ -21,8 +21,17 @@ class AgentLinks(Protocol):
     def refresh(self, uuid: str) -> None:
         """Bring a VM's guest DB to what is to be said of it now; nothing where it does not run."""
 
+    def set_clock(self, uuid: str, nanoseconds: int) -> None:
+        """Have a guest's agent set the guest's clock to so many nanoseconds since 1970; nothing where none is there."""
+
+    async def exercise(self, uuid: str) -> None:
+        """Have the guest run a command that does nothing, so that the next one finds all it needs loaded."""
+
     async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
         """Return the entries of a VM's guest DB below a path: what the guest wrote is untrusted. Raises RpcError."""
+
+    async def introduce(self, uuid: str) -> None:
+        """Tell the VM's RPC process of its new domain; return when its guest DB is up and filled. Raises RpcError."""
 
     def listen(self, listener: StatusListener) -> None:
         """Have `listener` called whenever an agent comes, goes or announces itself."""

@@ -7,12 +7,13 @@ import itertools
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crannog.config import Paths
 from crannog.core.announcement import AgentState, AgentStatus
-from crannog.core.guestdb import differences
+from crannog.core.guestdb import CLOCK, READY, differences
 from crannog.errors import CrannogError, RpcError
 from crannog.ports.channel import Describe, StatusListener
 from crannog.rpc.link import RpcLink
@@ -23,8 +24,12 @@ from crannog.rpc.strays import end_strays
 
 log = logging.getLogger(__name__)
 
+EXERCISE_TIMEOUT = 20.0
+"""Seconds that a guest has for a command that does nothing."""
 ADOPTION_TIMEOUT = 1.0
 """Seconds in which the RPC process of a VM that runs must answer; after that it is taken for dead."""
+INTRODUCTION_TIMEOUT = 60.0
+"""Seconds in which it must answer when a domain was created: where that took long, it may just be started again."""
 SYSTEM_FOLDER = "/var/run/qubes"
 """Where programs look for the qrexec sockets of a whole host (qrexec protocol, "Flows")."""
 RESTART_PAUSES = (0.3, 1, 5, 30)
@@ -82,6 +87,43 @@ class VMProcesses:
             for path, value in differences(follower.told.items(), new.items()).items():
                 follower.link.write_entry(path, value)
             follower.told = new
+
+    async def introduce(self, uuid: str) -> None:
+        """Tell the VM's process of its domain, which was just created, and return when it has put all in place.
+
+        Raises RpcError.
+        """
+        follower = self._followers.get(uuid)
+        if follower:
+            entries = {path: text.encode() for path, text in self._describe(uuid).items()}
+            await follower.link.introduce(self._find_number(uuid), entries, INTRODUCTION_TIMEOUT)
+
+    def set_clock(self, uuid: str, nanoseconds: int) -> None:
+        """Have the VM's agent set the guest's clock. It is told once: an agent that comes later must not hear of it."""
+        follower = self._followers.get(uuid)
+        if follower:
+            follower.link.write_entry(CLOCK, str(nanoseconds).encode("ascii"))
+            follower.link.write_entry(CLOCK, None)
+
+    async def exercise(self, uuid: str) -> None:
+        """Have a shell made ready, then run a command beside it; a guest that does not is given up after a while."""
+        follower = self._followers.get(uuid)
+        if follower is None:
+            return
+        follower.link.write_entry(READY, (follower.default_user or DEFAULT_USER).encode("ascii"))
+        follower.link.write_entry(READY, None)
+        command = (sys.executable, "-m", "crannog.rpc.warm_up", follower.link.path)
+        null = asyncio.subprocess.DEVNULL
+        process = await asyncio.create_subprocess_exec(*command, stdin=null, stdout=null, stderr=null)
+        try:
+            async with asyncio.timeout(EXERCISE_TIMEOUT):
+                await process.wait()
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            if not isinstance(error, TimeoutError):
+                raise
 
     async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
         """Return what is in the guest DB of a VM below a path; raises RpcError."""

@@ -6,7 +6,7 @@ by the loop (it stops reading while OUT_MAX bytes wait for the guest), its part 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from crannog.core.announcement import AgentState, AgentStatus, QemuAgent, parse_announcement
@@ -46,9 +46,12 @@ class Call(Protocol):
 class GuestChannel:
     """One guest's agent, as the host sees it."""
 
-    def __init__(self, vm: str, log: Callable[[str], None]) -> None:
+    def __init__(self, vm: str, log: Callable[[str], None], padding: bytes = frames.PADDING) -> None:
+        """Begin with `padding`, which completes a frame that was half sent; where the channel is slow it is short."""
         self.vm = vm
-        self.out = bytearray(frames.PADDING)
+        self._padding = padding
+        self._is_padded = padding == frames.PADDING
+        self.out = bytearray(padding)
         self.status = AgentStatus()
         self.on_status: Callable[[AgentStatus], None] = lambda _: None
         self.on_trigger: Callable[[Trigger], None] = lambda trigger: self.refuse(trigger.ident)
@@ -173,14 +176,18 @@ class GuestChannel:
         self._version, self._parser.data_max = 0, frames.BODY_MAX
         self._guest_nonce = self._host_nonce = b""
         self.tree.end()
-        self.out[:] = frames.PADDING
+        self.out[:] = self._padding
+        self._is_padded = self._padding == frames.PADDING
         self.fail_calls(f"the agent of the VM '{self.vm}' was restarted or broke off; run the command again")
         self.on_break()
         self._set_status(AgentStatus())
+        self._announce_stored()
 
     def _answer(self, marker: Marker) -> None:
         if marker.kind == frames.REQUEST and marker.guest_nonce != self._guest_nonce:
             self._guest_nonce, self._host_nonce = marker.guest_nonce, os.urandom(frames.NONCE_SIZE)
+            if self._padding != frames.PADDING:
+                self.out.clear()  # who asks hunts, and needs no more padding
             self.out += frames.encode_marker(Marker(frames.SYNC, self._guest_nonce, self._host_nonce))
         elif marker == (frames.ACKNOWLEDGE, self._guest_nonce, self._host_nonce):
             self._parser.accept_marker()
@@ -248,6 +255,26 @@ class GuestChannel:
             self._log(f"refused the announcement, nothing is changed: {error}")
         else:
             self._set_status(self.status._replace(announced=announced))
+
+    @property
+    def may_need_padding(self) -> bool:
+        """Whether the agent does not ask for a synchronisation, and was sent a short padding only."""
+        return self._parser.is_hunting and not self._guest_nonce and not self._is_padded
+
+    def pad(self) -> None:
+        """Complete any frame that was half sent, as the agent may be in the middle of one that is long."""
+        if self.may_need_padding:
+            self._is_padded = True
+            self.out += frames.PADDING
+
+    def take_stored(self, untrusted_entries: Mapping[str, bytes]) -> None:
+        """Take over what the guest has written to XenStore; it may announce itself there."""
+        if self.tree.take_stored(untrusted_entries):
+            self._announce_stored()
+
+    def _announce_stored(self) -> None:
+        if self.tree.has_stored:
+            self._take_announcement()
 
     def _set_status(self, status: AgentStatus) -> None:
         if status != self.status:

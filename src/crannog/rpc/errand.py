@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from crannog.client.connection import Client
+from crannog.client.leases import create_leased
 from crannog.client.rpc import is_served, run_command
 from crannog.config import Paths
 from crannog.errors import CrannogError, NotFoundError, RpcError, VMNotHaltedError
@@ -194,13 +195,9 @@ class GuestErrand:
             time.sleep(0.02)
 
     def _call_disposable(self, verdict: Verdict, caller: Caller, tell: Callable[[], None]) -> int:
-        """Make a disposable for this call, and end it afterwards; it is removed when it has ended."""
-        template = verdict.target.removeprefix(DISPOSABLE)
-        name = self._client.call("admin.vm.CreateDisposable", template).decode("ascii")
+        """Have a disposable for this call alone. It ends with this process, and the caller does not wait for that."""
+        lease = create_leased(self._client, verdict.target.removeprefix(DISPOSABLE))
         try:
-            return self._call_vm(name, verdict, caller, tell)
+            return self._call_vm(lease.vm, verdict, caller, tell)
         finally:
-            # A disposable that never started is not ended but removed.
-            for method in ("admin.vm.Kill", "admin.vm.Remove"):
-                with suppress(CrannogError):
-                    self._client.call(method, name)
+            lease.close()

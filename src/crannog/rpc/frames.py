@@ -36,7 +36,9 @@ Synchronisation
     else. An end that loses step or starts sends PADDING: that completes any frame it may have sent half of,
     and then is a header with type 0, which no frame has, so that the peer starts to hunt too. The guest
     always follows with R, and repeats it until it is answered. Fresh nonces keep old or planted bytes from
-    being taken for an answer.
+    being taken for an answer. On a slow channel (Xen's consoles) both send a short padding first, and PADDING only when
+    there is no answer within a second; the guest's data comes in frames of a page there. A terminal echoes what comes
+    before the agent has set it raw: an echo has no byte 0, which every header has, so that it is never a frame.
 
 Local clients (a stream socket)
     message = u32 type, u32 length, body. The server sends HELLO(3), the client answers HELLO(3), then asks
@@ -120,6 +122,8 @@ MARKER_SIZE = len(MAGIC) + 1 + 2 * NONCE_SIZE
 PADDING = bytes(BODY_MAX + 2 * HEADER.size)
 """Longer than the rest of any frame of this side (at most HEADER.size - 1 + BODY_MAX) plus a whole header of zeros."""
 GUEST_PADDING = bytes(BULK_MAX + 2 * HEADER.size)
+SHORT_PADDING = bytes(4096 + 2 * HEADER.size)
+"""For a channel that is slow (Xen's consoles), where PADDING follows only when there is no answer to this one."""
 REQUEST, SYNC, ACKNOWLEDGE = b"R", b"S", b"A"
 
 

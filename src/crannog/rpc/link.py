@@ -1,11 +1,11 @@
 """The daemon's link to the RPC process of one VM (asyncio)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Self
 
-from crannog.core.announcement import AgentStatus
+from crannog.core.announcement import PREFIX, AgentStatus
 from crannog.errors import ProtocolError, RpcError
 from crannog.rpc import frames
 
@@ -71,10 +71,24 @@ class RpcLink:
 
         Raises RpcError when there is no RPC process, or it does not answer.
         """
+        return await self._ask(b"", prefix, timeout)
+
+    async def introduce(self, number: int, entries: Mapping[str, bytes], timeout: float = 10.0) -> None:  # noqa: ASYNC109
+        """Say the number of the VM's domain and what its guest DB holds; return when XenStore, if any, has it.
+
+        Raises RpcError when there is no RPC process, or it does not answer.
+        """
+        said = frames.encode_message(frames.DOMAIN_NUMBER, frames.NUMBER.pack(number))
+        for path, value in entries.items():
+            said += frames.encode_message(frames.GUESTDB_WRITE, path.encode("ascii") + b"\0" + value)
+        await self._ask(said, PREFIX.decode("ascii"), timeout)
+
+    async def _ask(self, said: bytes, prefix: str, timeout: float) -> dict[str, bytes]:  # noqa: ASYNC109
+        """Say something, and then ask for entries: all that was said has been done when they come."""
         reader, writer = await _open(self.path, timeout)
         untrusted_entries: dict[str, bytes] = {}
         try:
-            writer.write(frames.encode_message(frames.GUESTDB_LIST, prefix.encode("ascii")))
+            writer.write(said + frames.encode_message(frames.GUESTDB_LIST, prefix.encode("ascii")))
             async with asyncio.timeout(timeout):
                 while (message := await _read_message(reader))[0] == frames.GUESTDB_WRITE:
                     path, _, untrusted_value = message[1].partition(b"\0")

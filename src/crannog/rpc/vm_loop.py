@@ -19,6 +19,7 @@ from crannog.rpc.qrexec_ending import Ending
 
 if TYPE_CHECKING:
     from crannog.rpc.qga import Fallback
+    from crannog.rpc.xen_guest import XenGuest
 
 READ_SIZE = 262144
 CLIENTS_MAX = 512
@@ -53,6 +54,8 @@ class VmLoop:
         self._clients: dict[int, CallEnd | QrexecClient] = {}
         self.qga = ""
         """The socket of QEMU's guest agent, which stands in where ours does not come; empty: nothing does."""
+        self.xen: XenGuest | None = None
+        """What a VM has on Xen besides."""
         self._fallback: Fallback | None = None
         self._fallback_due = time.monotonic() + FALLBACK_WAIT
 
@@ -87,7 +90,7 @@ class VmLoop:
         now = time.monotonic()
         for call in self._door.meet(now):
             self._clients[call.connection.fileno()] = call
-        self._advance_fallback(now)
+        self._advance_parts(now)
         for client in self._clients.values():
             client.advance(now)
             client.flush()
@@ -109,15 +112,17 @@ class VmLoop:
             accept()
         return not guest_events or self._read_guest()
 
-    def _list_others(self) -> "dict[int, tuple[int, GuestCall | Fallback]]":
+    def _list_others(self) -> "dict[int, tuple[int, GuestCall | Fallback | XenGuest]]":
         """Return what else to wait for: file descriptors with their poll events, and who serves them."""
-        found: dict[int, tuple[int, GuestCall | Fallback]] = {}
-        for part in (self._guest_calls, self._fallback):
+        found: dict[int, tuple[int, GuestCall | Fallback | XenGuest]] = {}
+        for part in (self._guest_calls, self._fallback, self.xen):
             found |= {fd: (events, call) for fd, events, call in part.wants()} if part else {}
         return found
 
-    def _advance_fallback(self, now: float) -> None:
+    def _advance_parts(self, now: float) -> None:
         """Let QEMU's guest agent stand in where ours has not come in time; few VMs load what that needs."""
+        if self.xen:
+            self.xen.advance(now)
         if self._fallback is None and self.qga and now >= self._fallback_due and not self.channel.is_ready:
             from crannog.rpc.qga import Fallback
 
@@ -148,8 +153,8 @@ class VmLoop:
         for fd, client in self._clients.items():
             poll.register(fd, client.events())
         deadlines = [client.deadline for client in self._clients.values() if client.deadline is not None]
-        meeting = self._door.due(now)
-        deadlines += [when for when in (meeting, self._find_fallback_due(now)) if when is not None]
+        others_due = (self._door.due(now), self._find_fallback_due(now), self.xen.due(now) if self.xen else None)
+        deadlines += [when for when in others_due if when is not None]
         timeout = max(0.0, min(deadlines) - now) if deadlines else None
         return self._ending.during(lambda: wait(poll, timeout))
 
@@ -182,7 +187,13 @@ class VmLoop:
             connection, _ = self._listener.accept()
         except OSError:
             return
-        self._clients[connection.fileno()] = LocalClient(connection, self.channel, self._default_user, self._door.learn)
+        client = LocalClient(connection, self.channel, self._default_user, self._learn_domain)
+        self._clients[connection.fileno()] = client
+
+    def _learn_domain(self, number: int) -> None:
+        self._door.learn(number)
+        if self.xen:
+            self.xen.attach(number)
 
     def _accept_other(self) -> None:
         client = self._door.accept()

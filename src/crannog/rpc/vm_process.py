@@ -10,11 +10,14 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 
+from crannog.adapters.guestdb.places import find_xenstore
 from crannog.core.qga import qga_path
 from crannog.errors import CrannogError
+from crannog.rpc import frames
 from crannog.rpc.channel import GuestChannel
 from crannog.rpc.endpoints import connect_channel, keep_complaints, listen, make_log
 from crannog.rpc.guest_call import Errand
@@ -36,7 +39,8 @@ def serve(place: Place, ending: Ending, starter: int | None = None, domain: int 
     """
     listener = listen(place.listen_path)
     log = make_log(place.vm)
-    channel = GuestChannel(place.vm, log)
+    xenstore = find_xenstore()
+    channel = GuestChannel(place.vm, log, frames.SHORT_PADDING if xenstore else frames.PADDING)
     door = QrexecDoor(channel, place.door_folder, place.default_user, place.uuid, log)
     calls = (
         GuestCalls(channel, _errands_of(place, lambda: door.domain), log, _complaints_of(place)) if place.home else None
@@ -47,11 +51,25 @@ def serve(place: Place, ending: Ending, starter: int | None = None, domain: int 
         with listener, ending.during(lambda: connect_channel(place.channel_path, CONNECT_WAIT, starter)) as guest:
             process = VmLoop(channel, guest, listener, place.default_user, door, calls, ending)
             process.qga = qga_path(place.channel_path)
+            if xenstore:
+                _serve_on_xen(process, guest, xenstore, domain, log)
             process.run()
     finally:
         door.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(place.listen_path)
+
+
+def _serve_on_xen(
+    process: VmLoop, guest: socket.socket, xenstore: str, domain: int, log: Callable[[str], None]
+) -> None:
+    """Have a process serve a guest of Xen. Loaded only there."""
+    from crannog.rpc.xen_guest import BUFFER, XenGuest
+
+    guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    process.xen = XenGuest(process.channel, xenstore, log)
+    if domain:
+        process.xen.attach(domain)
 
 
 def _errands_of(place: Place, find_domain: Callable[[], int]) -> Callable[[Trigger], Errand]:

@@ -132,18 +132,8 @@ class LibvirtHypervisor:
     # -- domains
 
     async def domains(self) -> list[DomainInfo]:
-        """Return all domains, in one bulk call."""
-
-        def ask(connection: "libvirt.virConnect") -> list[DomainInfo]:
-            import libvirt
-
-            found = connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
-            return [
-                driver.describe(domain, statistics["state.state"], statistics["state.reason"])
-                for domain, statistics in found
-            ]
-
-        found = await self._session.query("listing the domains", ask)
+        """Return all domains."""
+        found = await self._session.query("listing the domains", self._host.list_domains)
         return [domain for domain in found if domain.state is not DomainState.ABSENT]
 
     async def end_strays(self, ours: frozenset[str]) -> list[str]:
@@ -181,7 +171,7 @@ class LibvirtHypervisor:
         import libvirt
 
         try:
-            console.start_log(spec.console_log)
+            self._host.start_log(spec)
             domain = self._host.create(connection, xml)
         except OSError as error:
             raise HypervisorError(f"{spec.name}: no console log at {spec.console_log}: {error.strerror}") from error
@@ -245,8 +235,8 @@ class LibvirtHypervisor:
         return await self._session.ask(uuid, f"reading the usage of {uuid}", measure)
 
     async def statistics(self) -> list[DomainStats]:
-        """Return what all domains use, in one bulk call."""
-        return await self._session.query("reading the statistics of all domains", driver.read_statistics)
+        """Return what all domains use."""
+        return await self._session.query("reading the statistics of all domains", self._host.read_statistics)
 
     async def console(self, uuid: str) -> str:
         """Return the path of the domain's console. Raises HypervisorError, also for an absent domain."""

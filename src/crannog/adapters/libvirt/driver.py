@@ -113,6 +113,14 @@ def describe(domain: "libvirt.virDomain", state: int, reason: int) -> DomainInfo
     return DomainInfo(domain.UUIDString(), domain.name(), to_state(state, reason), domain.ID())
 
 
+def list_domains(connection: "libvirt.virConnect") -> list[DomainInfo]:
+    """Return all domains, in one bulk call (virConnectGetAllDomainStats). Raises libvirtError."""
+    import libvirt
+
+    found = connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0)
+    return [describe(domain, values["state.state"], values["state.reason"]) for domain, values in found]
+
+
 def read_statistics(connection: "libvirt.virConnect") -> list[DomainStats]:
     """Return what all running domains use (virConnectGetAllDomainStats). Raises libvirtError."""
     import libvirt

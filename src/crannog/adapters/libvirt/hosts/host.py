@@ -6,10 +6,11 @@ A host is a class that names the scheme of its URIs; defining it in a module tha
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from crannog.adapters.libvirt import console, driver
 from crannog.adapters.libvirt.roots import Root
 from crannog.adapters.libvirt.session import Session
 from crannog.config import Settings
-from crannog.core.domain import HostCapabilities
+from crannog.core.domain import DomainInfo, DomainSpec, DomainStats, HostCapabilities
 
 if TYPE_CHECKING:
     import libvirt
@@ -51,11 +52,23 @@ class Host:
         """Return what the host can and cannot do, a sentence each. Raises HypervisorError."""
         raise NotImplementedError
 
+    def start_log(self, spec: DomainSpec) -> None:
+        """Have an empty log of the console where the spec wants it. Blocks; raises OSError."""
+        console.start_log(spec.console_log)
+
     def create(self, connection: "libvirt.virConnect", xml: str) -> "libvirt.virDomain":
         """Return a new domain whose processors are stopped. Blocks; raises libvirtError."""
         import libvirt
 
         return connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
+
+    def list_domains(self, connection: "libvirt.virConnect") -> list[DomainInfo]:
+        """Return all domains, in one bulk call. Blocks; raises libvirtError."""
+        return driver.list_domains(connection)
+
+    def read_statistics(self, connection: "libvirt.virConnect") -> list[DomainStats]:
+        """Return what all running domains use, in one bulk call. Blocks; raises libvirtError."""
+        return driver.read_statistics(connection)
 
     def press_power_button(self, domain: "libvirt.virDomain") -> None:
         """Ask the guest to power itself off. Blocks; raises libvirtError."""

@@ -1,11 +1,34 @@
-"""Xen: what its hosts can run is in libvirt's capabilities (https://libvirt.org/formatcaps.html)."""
+"""Xen: what its hosts can run is in libvirt's capabilities (https://libvirt.org/formatcaps.html).
+
+Those name device model and firmware where libvirt was told at its compilation that they are; distributions put them
+elsewhere, so what is not there is looked for where Debian has it.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from lxml import etree
 
+from crannog.adapters.libvirt import driver, failures
 from crannog.adapters.libvirt.hosts.host import Host
-from crannog.core.domain import HostCapabilities
+from crannog.core.domain import DomainInfo, DomainSpec, DomainStats, HostCapabilities
+
+if TYPE_CHECKING:
+    import libvirt
+
+Answer = TypeVar("Answer")
 
 _WIDTH = "x86_64"
+_EMULATOR = "usr/libexec/xen-qemu-system-i386"
+_LOADER = "usr/lib/xen-{major}.{minor}/boot/hvmloader"
+_CONSOLE = "/var/log/xen/console/guest-{name}.log"
+"""xenconsoled(8) with --log=guest."""
+
+_VERSION = "sys/hypervisor/version"
+"""The running Xen's version, a file for each number (Linux, Documentation/ABI/stable/sysfs-hypervisor-xen)."""
 
 
 class XenHost(Host):
@@ -17,13 +40,71 @@ class XenHost(Host):
         """Return what this Xen can run. Raises HypervisorError."""
         what = "reading what this Xen host can do"
         xml = await self._place.session.query(what, lambda connection: connection.getCapabilities())
-        return read_xen_capabilities(xml)
+        return find_files(read_xen_capabilities(xml))
 
     async def diagnose(self) -> list[str]:
         """Return whether there are HVMs."""
         capabilities = await self.capabilities()
         hvm = f"can run HVMs; their firmware is {capabilities.loader}" if capabilities.has_hvm else "cannot run HVMs"
         return [f"VMs run on Xen, which {hvm}."]
+
+    def start_log(self, spec: DomainSpec) -> None:
+        """Show xenconsoled's log where the spec wants one. It goes on appending to that file, so this is emptied."""
+        kept, link = _CONSOLE.format(name=spec.name), spec.console_log + ".new"
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(kept, 0)
+        os.makedirs(os.path.dirname(spec.console_log), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
+        os.symlink(kept, link)
+        os.replace(link, spec.console_log)
+
+    def list_domains(self, connection: "libvirt.virConnect") -> list[DomainInfo]:
+        """Return all domains but dom0: one call for all, then one for each, as this driver has no bulk calls."""
+        return [info for domain in _list_active(connection) if (info := _ask(domain, _describe))]
+
+    def read_statistics(self, connection: "libvirt.virConnect") -> list[DomainStats]:
+        """Return what all domains use. No guest tells this driver how much of its memory it uses itself."""
+        return [usage for domain in _list_active(connection) if (usage := _ask(domain, _measure))]
+
+    def press_power_button(self, domain: "libvirt.virDomain") -> None:
+        """Ask the guest to power itself off, through XenStore; one without drivers for that gets the ACPI button."""
+        import libvirt
+
+        try:
+            domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_PARAVIRT)
+        except libvirt.libvirtError:
+            super().press_power_button(domain)
+
+
+def _list_active(connection: "libvirt.virConnect") -> "list[libvirt.virDomain]":
+    import libvirt
+
+    # The host itself is a domain here, with the UUID of zeros that dom0 has in the registry: it is nobody's to end.
+    found: list[libvirt.virDomain] = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+    return [domain for domain in found if domain.ID() != 0]
+
+
+def _ask(domain: "libvirt.virDomain", question: "Callable[[libvirt.virDomain], Answer]") -> Answer | None:
+    """Return the answer; None when the domain has ended since it was listed."""
+    import libvirt
+
+    try:
+        return question(domain)
+    except libvirt.libvirtError as error:
+        if failures.is_absent(error):
+            return None
+        raise
+
+
+def _describe(domain: "libvirt.virDomain") -> DomainInfo:
+    state, reason = domain.state()
+    return driver.describe(domain, state, reason)
+
+
+def _measure(domain: "libvirt.virDomain") -> DomainStats:
+    _, memory_max, memory, vcpus, cpu_time = domain.info()
+    return DomainStats(domain.UUIDString(), memory, memory_max, cpu_time, vcpus)
 
 
 def read_xen_capabilities(xml: str) -> HostCapabilities:
@@ -46,3 +127,28 @@ def read_xen_capabilities(xml: str) -> HostCapabilities:
 
 def _text(parent: etree._Element | None, tag: str) -> str:
     return "" if parent is None else parent.findtext(tag) or ""
+
+
+def find_files(stated: HostCapabilities, root: str = "/") -> HostCapabilities:
+    """Return the capabilities with device model and firmware where they really are, below the folder `root`.
+
+    A file that is nowhere stays as libvirt says it: whoever needs it is told that path.
+    """
+    loader = stated.loader
+    if loader:
+        loader = _choose(loader, _LOADER.format(major=_read(root, "major"), minor=_read(root, "minor")), root)
+    return dataclasses.replace(stated, emulator=_choose(stated.emulator, _EMULATOR, root), loader=loader)
+
+
+def _choose(stated: str, other: str, root: str) -> str:
+    if os.path.exists(os.path.join(root, stated.lstrip("/"))) or not os.path.exists(os.path.join(root, other)):
+        return stated
+    return "/" + other
+
+
+def _read(root: str, name: str) -> str:
+    try:
+        with open(os.path.join(root, _VERSION, name), encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

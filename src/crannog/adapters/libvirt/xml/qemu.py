@@ -71,9 +71,14 @@ class QemuMachine(Machine):
         return "kvm" if self._is_native else "qemu"
 
     def firmware(self) -> Iterable[Element]:
-        """Yield the machine, and the guest's name as its chassis' serial number: firmware passes no command line on."""
-        serial = element("entry", text=self.spec.name, name="serial")
-        yield element("sysinfo", element("chassis", serial), type="smbios")
+        """Yield the machine, and what the guest is told by its chassis: firmware passes no command line on.
+
+        The serial number is the guest's name, the asset tag says that it is a disposable.
+        """
+        entries = [element("entry", text=self.spec.name, name="serial")]
+        if self.spec.is_disposable:
+            entries.append(element("entry", text="crannog.disposable", name="asset"))
+        yield element("sysinfo", element("chassis", *entries), type="smbios")
         machine = element("type", text="hvm", arch="x86_64", machine="q35")
         started = elements.kernel(self.spec) if self.spec.boot is Boot.KERNEL else ()
         yield element("os", machine, element("smbios", mode="sysinfo"), *started)

@@ -5,12 +5,26 @@ keeps the consoles' logs (/var/log/xen/console), libvirt's <log> has no meaning 
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
+
+from lxml import etree
 
 from crannog.adapters.libvirt.xml import elements
 from crannog.adapters.libvirt.xml.elements import Element, element
 from crannog.adapters.libvirt.xml.machine import Machine
 from crannog.core.domain import Boot, Channel, Disk
 from crannog.errors import HypervisorError
+
+_NAMESPACE = "http://libvirt.org/schemas/domain/xen/1.0"
+"""Elements that only libvirt's Xen driver knows (libvirt, drvxen page, "Passing command line arguments to QEMU")."""
+
+
+def _pass_on(*words: str) -> Element:
+    """Return <xen:commandline>, which gives words to the QEMU that libxl starts, after libxl's own."""
+    made = etree.Element(f"{{{_NAMESPACE}}}commandline", nsmap={"xen": _NAMESPACE})
+    for word in words:
+        etree.SubElement(made, f"{{{_NAMESPACE}}}arg", value=word)
+    return made
 
 
 class XenMachine(Machine):
@@ -45,9 +59,15 @@ class XenMachine(Machine):
 
     @staticmethod
     def _disk(disk: Disk) -> Element:
-        # A block device is handed to the guest by dom0's kernel, an image file by a QEMU (xl-disk-configuration(5)).
-        driver = element("driver", name="phy" if disk.is_block else "qemu", type=disk.format)
-        return elements.disk(disk, driver)
+        # dom0's kernel hands a block device to the guest, a QEMU does an image file (xl-disk-configuration(5)). QEMU's
+        # disks on Xen refuse to be read-only ("Block node is read-only", 7.2): a raw file is then the kernel's as well,
+        # through a loop device that Xen's hotplug script makes and unmakes.
+        is_direct = disk.is_block or (disk.is_readonly and disk.format == "raw" and disk.device == "disk")
+        if not is_direct and disk.device == "disk":
+            # Any other image is a layer that is made for one start and dropped after it: nothing is lost when it is
+            # written to.
+            disk = replace(disk, is_readonly=False)
+        return elements.disk(disk, element("driver", name="phy" if is_direct else "qemu", type=disk.format))
 
     @staticmethod
     def _console() -> Iterable[Element]:
@@ -103,11 +123,20 @@ class XenHvm(XenPvh):
         order = ("cdrom", "hd") if first == "cdrom" else ("hd", "cdrom")
         return (element("boot", dev=device) for device in order)
 
-    def devices(self) -> Iterable[Element]:
-        """Yield all devices, and the screen.
+    def describe(self) -> Element:
+        """Return <domain>, with the screen on a unix socket.
 
-        Its VNC is left out: libxl serves it on TCP only, where every user of the host could watch.
+        libxl knows VNC on TCP only, where every user of the host could watch. It says `-vnc none`, and QEMU takes
+        another one beside it.
         """
+        domain = super().describe()
+        if self.spec.has_display and self.spec.display_socket:
+            path = self.spec.display_socket.replace(",", ",,")  # a comma begins QEMU's next option
+            domain.append(_pass_on("-vnc", f"unix:{path}"))
+        return domain
+
+    def devices(self) -> Iterable[Element]:
+        """Yield all devices, and the screen."""
         yield from super().devices()
         if self.spec.has_display:
             yield element("video", elements.video_model(self.spec))

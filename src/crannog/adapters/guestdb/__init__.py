@@ -1,0 +1,1 @@
+"""Guest DBs that a hypervisor keeps."""
