@@ -65,17 +65,18 @@ class Desktop:
         assert len(done.stdout) == WIDTH * HEIGHT * 3
         return Picture(done.stdout)
 
-    def read(self, window: int) -> str:
+    def read(self, window: int, frame: int = 0) -> str:
         """Return the text in a window, as an OCR reads it; nothing when it has gone.
 
-        The picture is one of the whole screen: asked for a window that goes meanwhile, import(1) waits for a click.
+        It looks at what is at least `frame` pixels from the edges: lines around a text make it see none. The picture
+        is one of the whole screen: asked for a window that goes meanwhile, import(1) waits for a click.
         """
         try:
             x, y, width, height = self.place(window)
         except KeyError:
             return ""
         command = "import -window root -crop $0 +repage -resize 300% png:- | tesseract - - --psm 6 2>/dev/null"
-        return self.run("sh", "-c", command, f"{width}x{height}+{x}+{y}")
+        return self.run("sh", "-c", command, f"{width - 2 * frame}x{height - 2 * frame}+{x + frame}+{y + frame}")
 
     def close(self, window: int) -> None:
         """Close a window, as somebody who sits at the desktop."""

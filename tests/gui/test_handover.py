@@ -87,7 +87,7 @@ def test_pictures_of_either_display(desktop: Desktop, home: Home, terminal: int)
     home.ok("qvm-run", NAME, "xterm -fn 10x20 -T herons -e 'echo; echo HERONS; exec cat' </dev/null >/dev/null 2>&1 &")
     window = desktop.wait_for_window(f"[{NAME}] herons", SECONDS)
     desktop.run("xdotool", "windowactivate", "--sync", str(window))
-    wait_for("its words", lambda: "HERONS" in desktop.read(window), SECONDS)
+    wait_for("its words", lambda: "HERONS" in desktop.read(window, frame=8), SECONDS)
     read = {option: read_screenshot(desktop, home, *option) for option in ((), ("--windows",), ("--screen",))}
     assert "HERONS" in read[()]
     assert "HERONS" in read["--windows",]
