@@ -3,16 +3,18 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import pytest
 
+from crannog.adapters.storage import process
 from crannog.core.volumes import Volume
 from crannog.ports.storage import Pool
 from tests.contract.benches import (
@@ -240,13 +242,15 @@ def die_at(number: int, *, while_tools_run: bool) -> None:
         if is_change(event, arguments):
             count()
 
-    real = asyncio.create_subprocess_exec
+    real = process.start_tool
 
-    async def start(*command: str, **more: object) -> asyncio.subprocess.Process:
-        process = await real(*command, **more)  # type: ignore[arg-type]
+    def start(
+        purpose: str, command: tuple[str, ...], output: BinaryIO, complaints: BinaryIO
+    ) -> "subprocess.Popen[bytes]":
+        tool = real(purpose, command, output, complaints)
         if while_tools_run and not is_question(command):
             count()
-        return process
+        return tool
 
-    asyncio.create_subprocess_exec = start  # type: ignore[assignment]
+    process.start_tool = start
     sys.addaudithook(hear)

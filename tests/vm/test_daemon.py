@@ -215,6 +215,7 @@ def test_killed_while_a_vm_is_created(home: Home, seconds: float) -> None:
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     creation.communicate(timeout=20)
+    wait_until(lambda: home.daemon() != pid, "the daemon is gone")  # until then, tools may still find its socket
     if home.run("qvm-prefs", "new", "memory").returncode == 0:
         home.ok("qvm-start", "--no-wait", "new")
         home.ok("qvm-kill", "new")

@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import os
+import subprocess
+from typing import BinaryIO, cast
 
 from crannog.errors import StorageError
 
@@ -12,7 +14,7 @@ TIMEOUT = 600
 
 async def run_tool(purpose: str, *command: str) -> None:
     """Run `command`; raise StorageError beginning with `purpose` when it fails, and end it when cancelled."""
-    await _run(purpose, command, asyncio.subprocess.DEVNULL)
+    await _run(purpose, command)
 
 
 async def read_tool(purpose: str, *command: str, answers: tuple[int, ...] = ()) -> bytes:
@@ -20,31 +22,58 @@ async def read_tool(purpose: str, *command: str, answers: tuple[int, ...] = ()) 
 
     `answers` are exit codes other than 0 that are no failure.
     """
-    return await _run(purpose, command, asyncio.subprocess.PIPE, answers)
+    return await _run(purpose, command, answers)
 
 
-async def _run(purpose: str, command: tuple[str, ...], output: int, answers: tuple[int, ...] = ()) -> bytes:
+async def _run(purpose: str, command: tuple[str, ...], answers: tuple[int, ...] = ()) -> bytes:
+    """Run a tool. asyncio's own processes hang for ever when their tasks are cancelled while they begin."""
+    with _open_memory("output") as output, _open_memory("complaints") as complaints:
+        process = start_tool(purpose, command, output, complaints)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await _wait_for(process)
+        except TimeoutError:
+            raise StorageError(f"{purpose}: {command[0]} did not finish within {TIMEOUT} s") from None
+        finally:
+            if process.poll() is None:
+                process.kill()
+                await _wait_for(process)
+        if process.returncode and process.returncode not in answers:
+            raise complaint(purpose, command, process.returncode, _read(complaints).decode(errors="replace"))
+        return _read(output)
+
+
+def start_tool(
+    purpose: str, command: tuple[str, ...], output: BinaryIO, complaints: BinaryIO
+) -> "subprocess.Popen[bytes]":
+    """Start a tool that writes into two files, and asks nobody anything. Raises StorageError when there is no such."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=complaints)
     except FileNotFoundError:
         raise StorageError(f"{purpose}: {command[0]} is not installed; 'crannog doctor' names the package") from None
+
+
+def _open_memory(name: str) -> BinaryIO:
+    """Make a file in memory (memfd_create(2)); unlike a pipe it needs nobody who reads it meanwhile."""
+    return cast("BinaryIO", open(os.memfd_create(name), "w+b", buffering=0))
+
+
+def _read(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+async def _wait_for(process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a process has ended (pidfd_open(2)), and bury it."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    pidfd = os.pidfd_open(process.pid)
+    loop.add_reader(pidfd, ended.set)
     try:
-        async with asyncio.timeout(TIMEOUT):
-            stdout, stderr = await process.communicate()
-    except TimeoutError:
-        raise StorageError(f"{purpose}: {command[0]} did not finish within {TIMEOUT} s") from None
+        await ended.wait()
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode and process.returncode not in answers:
-        raise complaint(purpose, command, process.returncode, stderr.decode(errors="replace"))
-    return stdout or b""
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    process.wait()
 
 
 def complaint(purpose: str, command: tuple[str, ...], code: int, text: str) -> StorageError:
