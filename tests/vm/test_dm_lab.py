@@ -82,10 +82,10 @@ def test_machine_that_ends_is_explained() -> None:
 
 def test_time_limit() -> None:
     began = time.monotonic()
-    done = run("--timeout", "10", "--", "sh", "-c", "echo started; sleep 100")
+    done = run("--timeout", "25", "--", "sh", "-c", "echo started; sleep 100")
     assert (done.returncode, done.stdout) == (124, "started\n")
-    assert "dm-lab: the machine was ended after 10 s, its time limit (--timeout)" in done.stderr
-    assert time.monotonic() - began < 30
+    assert "dm-lab: the machine was ended after 25 s, its time limit (--timeout)" in done.stderr
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(
