@@ -3,11 +3,13 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -236,6 +238,20 @@ def test_eight_tools_at_once_start_one_daemon(empty_home: Home) -> None:
         assert b"dom0" in output
     daemons = [name for name in filter(str.isdigit, os.listdir("/proc")) if serves(name, empty_home.path)]
     assert daemons == [str(empty_home.daemon())]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 1])
+def test_a_daemon_that_ends_while_libvirt_looks_at_qemu_leaves_none(
+    empty_home: Home, seconds: float, tmp_path: Path
+) -> None:
+    """Without what earlier daemons have kept, libvirt starts QEMUs to ask what they can do."""
+    empty_home.env["CRANNOG_CACHE"] = str(tmp_path)
+    empty_home.ok("crannog", "daemon", "stop")
+    shutil.rmtree(f"{empty_home.path}/vmm", ignore_errors=True)
+    empty_home.ok("qvm-ls")
+    time.sleep(seconds)
+    empty_home.ok("crannog", "daemon", "stop")
+    wait_until(lambda: not empty_home.processes(), f"no process is left: {empty_home.processes()}")
 
 
 def serves(pid: str, home: str) -> bool:

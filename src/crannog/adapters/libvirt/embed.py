@@ -6,6 +6,7 @@ can open only one folder in its life, and a QEMU outlives both; the next process
 
 import contextlib
 import functools
+import glob
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import tempfile
 from urllib.parse import quote
 
-from crannog.adapters.libvirt.unborn import discard_unborn
+from crannog.adapters.libvirt.unborn import discard_unborn, end_probes
 from crannog.errors import HypervisorError
 from crannog.shortpath import provide_short_path, short_path
 
@@ -133,6 +134,10 @@ class EmbeddedRoot:
         with contextlib.suppress(OSError):
             os.makedirs(self._shared, exist_ok=True)
             _copy_missing(os.path.join(self._folder, _CAPABILITIES), self._shared, is_refresh=True)
+
+    def leave(self) -> None:
+        """End what libvirt has begun beside the domains, and cannot end any more as this process ends. Blocks."""
+        end_probes(f"{glob.escape(self._folder)}/lib/qemu", self.path)
 
     def owner(self) -> str:
         """Return who holds the folder now ("process 12 (crannogd)"), or an empty text when that is unknown."""

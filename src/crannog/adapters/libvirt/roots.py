@@ -28,6 +28,9 @@ class Root(Protocol):
     def share_capabilities(self) -> None:
         """Keep what was found out about QEMU, where that saves time."""
 
+    def leave(self) -> None:
+        """End what was begun beside the domains, as this process ends. Blocks."""
+
     def owner(self) -> str:
         """Return who keeps us from opening it, or an empty text when that is unknown."""
 
@@ -62,6 +65,9 @@ class DaemonRoot:
 
     def share_capabilities(self) -> None:
         """Do nothing: libvirtd keeps what it finds out."""
+
+    def leave(self) -> None:
+        """Do nothing: libvirtd sees to what it has begun."""
 
     def owner(self) -> str:
         """Return nothing: many may use it."""

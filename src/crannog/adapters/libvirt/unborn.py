@@ -46,8 +46,7 @@ def _sweep(run: str, lib: str, root_alias: str) -> set[str]:
             _end_emulator(path, name, root_alias)
         os.unlink(path)
         gone.add(name)
-    for folder in glob.glob(f"{lib}/qmp-*"):
-        _end_probe(folder, f"{root_alias}/lib/qemu/{os.path.basename(folder)}/")
+    end_probes(lib, root_alias)
     for folder in glob.glob(f"{lib}/domain-*"):
         if os.path.basename(folder) not in born.values():
             shutil.rmtree(folder, ignore_errors=True)
@@ -70,6 +69,12 @@ def _read_born(status: str) -> list[tuple[str, str]]:
     monitor = element.find("monitor")
     path = "" if monitor is None else monitor.get("path", "")
     return [(name, os.path.basename(os.path.dirname(path)))]
+
+
+def end_probes(lib: str, root_alias: str) -> None:
+    """End the QEMUs that libvirt asks what they can do: nobody else would, once libvirt has gone. Blocks."""
+    for folder in glob.glob(f"{lib}/qmp-*"):
+        _end_probe(folder, f"{root_alias}/lib/qemu/{os.path.basename(folder)}/")
 
 
 def _end_probe(folder: str, alias: str) -> None:
