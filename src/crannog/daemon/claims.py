@@ -10,8 +10,7 @@ from crannog.core.events import Listener
 from crannog.core.preload import Member
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.preloading import Preloading
-from crannog.editing.population import Population
-from crannog.errors import CrannogError, HypervisorError, ValueRefusedError, VMNotFoundError, VMNotRunningError
+from crannog.errors import HypervisorError, ValueRefusedError
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +82,8 @@ class Claims:
 class Leases:
     """Ends disposables when the connections go of those who use them: whatever happened to them."""
 
-    def __init__(self, preloading: Preloading, population: Population) -> None:
+    def __init__(self, preloading: Preloading) -> None:
         self._preloading = preloading
-        self._lifecycle = preloading.lifecycle
-        self._population = population
         self._is_over = False
 
     def take(self, vm: QubeBase, listener: Listener) -> Callable[[], None]:
@@ -102,21 +99,10 @@ class Leases:
 
         def end() -> None:
             if not self._is_over:
-                self._preloading.keep(asyncio.ensure_future(self._end(vm)))
+                self._preloading.keep(asyncio.ensure_future(self._preloading.put_away(vm)))
 
         return end
 
     def close(self) -> None:
         """End nothing any more: the daemon goes, the VMs and their users stay."""
         self._is_over = True
-
-    async def _end(self, vm: LocalVM) -> None:
-        try:
-            if self._lifecycle.machines.has_domain(vm.uuid) or vm.uuid in self._lifecycle.starting():
-                await self._lifecycle.kill(vm)
-            await self._lifecycle.news.settled(vm.uuid)
-            await self._population.remove(vm)
-        except (VMNotFoundError, VMNotRunningError):
-            return  # it ended by itself
-        except CrannogError as error:
-            log.error("%s: %s", vm.name, error)

@@ -47,7 +47,7 @@ class Inventory:
             self.editor, world.pools, hold=machines.lock, busy=machines.busy, forget=world.discard_logs
         )
         self.preloading = Preloading(self.lifecycle, self.population, self.editor)
-        self.leases = Leases(self.preloading, self.population)
+        self.leases = Leases(self.preloading)
         self.power.serve_disposables(Claims(self.preloading), self.leases)
         self.volumes = Volumes(
             self.editor,

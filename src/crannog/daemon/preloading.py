@@ -209,10 +209,14 @@ class Preloading:
         if not isinstance(vm, LocalVM):
             return
         log.info("%s: is not kept ready any more: %s", vm.name, reason)
+        await self.put_away(vm)
+
+    async def put_away(self, vm: LocalVM) -> None:
+        """End and remove a disposable, whoever had it; one that goes by itself meanwhile is no error."""
         try:
-            if self._machines.has_domain(uuid) or uuid in self.lifecycle.starting():
+            if self._machines.has_domain(vm.uuid) or vm.uuid in self.lifecycle.starting():
                 await self.lifecycle.kill(vm)
-            await self.lifecycle.news.settled(uuid)
+            await self.lifecycle.news.settled(vm.uuid)
             await self._population.remove(vm)
         except (VMNotFoundError, VMNotRunningError):
             return  # it went by itself
