@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.gui.desktop import Desktop, open_desktop
-from tests.gui.local_guest import Forwarder, LocalGuest
+from tests.gui.local_guest import Forwarder, LocalGuest, settings_taken_back
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +19,7 @@ def desktop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desktop]:
 @pytest.fixture(scope="module")
 def local_guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalGuest]:
     """Return a guest without a VM."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QREXEC_SERVICE_PATH", "")  # what the guest sets is taken back
-        for name in ("QUBES_RPC_CONFIG_PATH", "CRANNOG_SESSION_FOLDER"):
-            patch.setenv(name, "")
+    with settings_taken_back():
         guest = LocalGuest(tmp_path_factory.mktemp("guest"))
         try:
             guest.start()

@@ -6,7 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.gui.desktop import Desktop, wait_for
 from tests.unit.rpc_world import World
@@ -30,6 +33,16 @@ make_authority = session.make_authority
 session.make_authority = lambda cookie: make_authority(cookie).replace(b"\\0\\x010", b"\\0\\x03%d" % number)
 sys.exit(session.main())
 """
+
+
+@contextlib.contextmanager
+def settings_taken_back() -> Iterator[None]:
+    """Take back afterwards what a guest without a VM sets in this process's environment when it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("QREXEC_SERVICE_PATH", "QUBES_RPC_CONFIG_PATH", "CRANNOG_SESSION_FOLDER"):
+            patch.setenv(name, "")
+            patch.delenv(name)
+        yield
 
 
 class LocalGuest:

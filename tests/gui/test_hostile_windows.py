@@ -12,7 +12,7 @@ from crannog.display.sandbox import MEMORY_MAX
 from tests.gui.bounds import measure
 from tests.gui.desktop import Desktop, wait_for
 from tests.gui.hostile_guest import COLOUR, NAME, HostileGuest
-from tests.gui.local_guest import Forwarder, LocalGuest
+from tests.gui.local_guest import Forwarder, LocalGuest, settings_taken_back
 from tests.unit.rpc_world import memory_of
 
 pytestmark = pytest.mark.timeout(240)
@@ -68,9 +68,7 @@ def honest(desktop: Desktop, local_guest: LocalGuest, tmp_path_factory: pytest.T
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostileGuest]:
     """Return a guest that attacks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QREXEC_SERVICE_PATH", "")
-        patch.setenv("QUBES_RPC_CONFIG_PATH", "")
+    with settings_taken_back():
         guest = HostileGuest(tmp_path_factory.mktemp("hostile"))
         try:
             guest.start()

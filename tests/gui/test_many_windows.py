@@ -11,7 +11,7 @@ from crannog.display.forwarder_rules import WINDOWS_MAX
 from crannog.display.sandbox import MEMORY_MAX
 from tests.gui.bounds import measure
 from tests.gui.desktop import Desktop, wait_for
-from tests.gui.local_guest import Forwarder, LocalGuest
+from tests.gui.local_guest import Forwarder, LocalGuest, settings_taken_back
 from tests.unit.rpc_world import is_alive, memory_of
 
 pytestmark = pytest.mark.timeout(420)
@@ -43,9 +43,7 @@ while True:
 @pytest.fixture(scope="module")
 def other(desktop: Desktop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalGuest]:
     """Return another guest, whose terminal is on the same desktop."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("QREXEC_SERVICE_PATH", "QUBES_RPC_CONFIG_PATH", "CRANNOG_SESSION_FOLDER"):
-            patch.setenv(name, "")
+    with settings_taken_back():
         guest = LocalGuest(tmp_path_factory.mktemp("other"))
         try:
             guest.start()
