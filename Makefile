@@ -1,5 +1,10 @@
 # Two commands do all the set-up on a fresh Debian 12 machine: `make demo` and `make test`.
-.PHONY: setup demo test test-dm test-dm-files test-dm-lvm test-faults test-gui test-xen fuzz check bench lock clean
+.PHONY: setup demo test test-unit test-vm test-slow test-dm test-dm-files test-dm-lvm test-faults test-gui test-xen fuzz \
+	check bench lock clean
+
+PYTEST = .venv/bin/python -m pytest
+# What guests start from is built before the tests, which have time limits; what is in the cache costs nothing.
+IMAGES = .venv/bin/python -m tests.vm.images
 
 setup:
 	@scripts/setup
@@ -8,20 +13,44 @@ demo:
 	@scripts/setup
 	@.venv/bin/python scripts/demo
 
-test:
-	@scripts/setup test
-	@.venv/bin/python -m pytest $(ARGS)
-
-# What needs device-mapper, as root, in two machines at the same time: each has half of what there is to do
+# What needs no guest on all processors, then guests, one test after the other; with ARGS, one pytest with just these
 # (docs/testing.md).
+test:
+ifeq ($(strip $(ARGS)),)
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-vm
+else
+	@scripts/setup test
+	@$(PYTEST) $(ARGS)
+endif
+
+# At most four at once: some of the tests say how long a thing may take.
+test-unit:
+	@scripts/setup test
+	@$(PYTEST) tests/unit tests/property --numprocesses=auto --maxprocesses=4 --dist=worksteal $(ARGS)
+
+test-vm:
+	@scripts/setup test
+	@$(IMAGES)
+	@$(PYTEST) tests/vm -m "not slow" $(ARGS)
+
+# What the others leave out, as it takes long and something near to it is shown by them.
+test-slow:
+	@scripts/setup test
+	@$(IMAGES)
+	@$(PYTEST) tests/vm tests/gui -m slow $(ARGS)
+
+# What needs device-mapper, as root, in two machines, at the same time unless DM_JOBS is 1: each has half of what there
+# is to do (docs/testing.md).
 DM_FILES = tests/dm/test_device_mapper*.py tests/dm/test_lvm_thin.py
 DM_LVM = tests/dm/test_machine.py tests/dm/test_lvm_thin_*.py
 IN_LAB = scripts/dm-lab --timeout 1200 --vcpus 1 -- .venv/bin/python -m pytest
 
+DM_JOBS = 2
 test-dm:
 	@scripts/setup test
 	@scripts/dm-lab -- true
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-dm-files test-dm-lvm
+	@$(MAKE) --no-print-directory --jobs=$(DM_JOBS) --output-sync=target test-dm-files test-dm-lvm
 
 test-dm-files:
 	@$(IN_LAB) $(DM_FILES) $(ARGS)
@@ -37,7 +66,8 @@ test-faults:
 # Windows of guests, on a desktop without a screen (docs/display.md).
 test-gui:
 	@scripts/setup test
-	@.venv/bin/python -m pytest tests/gui $(ARGS)
+	@$(IMAGES)
+	@$(PYTEST) tests/gui -m "not slow" $(ARGS)
 
 # Guests on a real Xen, in machines of their own; ARGS="--write" writes the table in docs/xen.md.
 test-xen:

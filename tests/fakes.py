@@ -26,10 +26,12 @@ from crannog.core.domain import (
     DomainStats,
     DomainUsage,
     HostCapabilities,
+    MemoryFiles,
 )
 from crannog.core.kernels import KernelFiles
 from crannog.core.pools import DEFAULT_POOL
 from crannog.core.registry import Registry
+from crannog.core.runtime import HostFacts
 from crannog.core.startup import StartFacts
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.core.volumes import Location
@@ -37,7 +39,7 @@ from crannog.daemon.inventory import Inventory
 from crannog.daemon.lifecycle import Lifecycle
 from crannog.daemon.machines import Machines
 from crannog.daemon.world import World
-from crannog.errors import HypervisorError
+from crannog.errors import HypervisorError, RpcError
 from crannog.hostfacts import HostMemory
 from crannog.ports.channel import Describe
 from crannog.ports.guestdb import HostTrees
@@ -60,7 +62,11 @@ class FakeHypervisor:
         self.enlarged: list[tuple[str, int]] = []
         """Disks that were made larger, with their sizes in bytes."""
         self.has_hvm = True
+        self.facts: HostFacts | None = None
         self.is_shared = False
+        self.saves_memory = False
+        self.saved: list[str] = []
+        """UUIDs of the domains whose memory was saved."""
         self._listener: StateListener = lambda _uuid, _state: None
 
     def _fail_if_asked(self, method: str) -> None:
@@ -90,10 +96,24 @@ class FakeHypervisor:
         self._fail_if_asked("create_paused")
         if spec.name in {info.name for info in self.domain_states.values()}:
             raise HypervisorError(f"{spec.name} could not be started: a domain of that name exists")
+        if spec.memory_files and spec.memory_files.is_saved and not Path(spec.memory_files.state).is_file():
+            raise HypervisorError(f"{spec.memory_files.state} cannot be read")
         self.specs.append(spec)
         info = DomainInfo(spec.uuid, spec.name, DomainState.PAUSED, len(self.specs))
         self.domain_states[spec.uuid] = info
         return info
+
+    async def machine_key(self, spec: DomainSpec, name: str) -> str:
+        del name
+        return repr(spec) if self.saves_memory else ""
+
+    async def save_memory(self, uuid: str, files: MemoryFiles) -> None:
+        self._fail_if_asked("save_memory")
+        self._check_there(uuid)
+        if not self.saves_memory:
+            raise HypervisorError(f"{uuid} cannot be saved here")
+        Path(files.state).write_text(uuid)
+        self.saved.append(uuid)
 
     async def resume(self, uuid: str) -> None:
         self._fail_if_asked("resume")
@@ -151,6 +171,9 @@ class FakeHypervisor:
         self._check_there(uuid)
         return b"P6 1 1 255 " + uuid[:3].encode()
 
+    async def host_facts(self) -> HostFacts | None:
+        return self.facts
+
     async def diagnose(self) -> list[str]:
         return ["everything here is a stand-in"]
 
@@ -166,6 +189,10 @@ class FakeAgents:
         self.refreshed: list[str] = []
         self.introduced: list[str] = []
         self.exercised: list[str] = []
+        self.failing: set[str] = set()
+        self.asleep: list[str] = []
+        self.renewed: list[str] = []
+        """Guests that were put to sleep, and those that became other ones."""
         self.clocks: list[tuple[str, int]] = []
         """Guests whose clocks were set."""
         self.entries: dict[str, bytes] = {}
@@ -185,6 +212,19 @@ class FakeAgents:
 
     async def exercise(self, uuid: str) -> None:
         self.exercised.append(uuid)
+
+    async def put_to_sleep(self, uuid: str) -> None:
+        self._fail_if_asked("put_to_sleep")
+        self.asleep.append(uuid)
+
+    async def renew(self, uuid: str, name: str, timeout: float) -> None:  # noqa: ASYNC109
+        del name, timeout
+        self._fail_if_asked("renew")
+        self.renewed.append(uuid)
+
+    def _fail_if_asked(self, method: str) -> None:
+        if method in self.failing:
+            raise RpcError(f"{method} failed on purpose")
 
     async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
         del uuid

@@ -11,13 +11,13 @@ import struct
 import subprocess
 import tempfile
 
+from benchmarks.by_hand import backing_file
 from benchmarks.harness import Row, call, own_home, summarize, tool
-from benchmarks.start import backing_file
 
 TARGET = 1 / 0.9
 PART = 64 * 2**20
 """Bytes that one act has to itself, as in disk_io.c."""
-LEAST_RUNS = 11
+LEAST_RUNS = 31
 NAMES = ("sequential reads", "sequential writes", "random reads", "random writes", "sequential writes to holes")
 """What is done in parts where the plain file has data on the host, but for the last, where it has holes."""
 LAYER, PLAIN = "/dev/vdb", "/dev/vde"

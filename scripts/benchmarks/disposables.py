@@ -5,26 +5,28 @@ replaced while a clock runs: boots in the background would be measured with it. 
 waited for until its agent answers; beside it stands its own QEMU command line, started by hand to the same point.
 """
 
-import json
+import glob
 import os
 import re
-import subprocess
 import tempfile
 import time
 from dataclasses import replace
 
+from tests.vm.disposables import find_images
+
+from benchmarks.by_hand import ByHand, command_of
 from benchmarks.harness import Figure, Row, call, own_home, summarize, take_turns
 from benchmarks.lifecycle import together
 from benchmarks.model import exactly
-from benchmarks.start import _without, await_agent, by_hand, command_of
 from crannog.client.connection import Client
 from crannog.client.leases import Lease, create_leased
 from crannog.client.rpc import run_command
 
-DVM = "dvm"
-CLAIM, CLAIM_SHARE, COLD, RELEASE, BURST = 0.060, 0.03, 1.15, 0.020, 1.1
+DVM, RESTORED = "dvm", "restored"
+"""Of the first one no memory image is made, so that what is cold stays so; the other has the same guest, and one."""
+CLAIM, CLAIM_SHARE, COLD, RELEASE, BURST, RESTORE = 0.060, 0.03, 1.15, 0.020, 1.1, 0.35
 """Seconds, and ratios. A burst's rest may be as slow as the same starts alone; the rest is noise in a median of few."""
-CLAIMS, BURSTS, POOL, BURST_SIZE = 8, 2, 4, 8
+CLAIMS, BURSTS, POOL, BURST_SIZE = 8, 5, 4, 8
 FILL_SECONDS, CALM_SECONDS = 300, 1.0
 MIB = 2**20
 
@@ -37,14 +39,25 @@ class Bench:
         self.client = Client()
         self._null = os.open(os.devnull, os.O_RDWR)
 
-    def fill(self, count: int) -> None:
+    def fill(self, count: int, template: str = DVM) -> None:
         """Have so many disposables ready, and nothing else going on."""
         call("qvm-features", "dom0", "preload-dispvm-delay", "-1")
-        call("qvm-features", DVM, "preload-dispvm-max", "0")
+        call("qvm-features", template, "preload-dispvm-max", "0")
         self._wait(0)
-        call("qvm-features", DVM, "preload-dispvm-max", str(count))
+        call("qvm-features", template, "preload-dispvm-max", str(count))
         self._wait(count)
         time.sleep(CALM_SECONDS)
+
+    def save(self) -> None:
+        """Have a memory image of the template whose disposables are restored, and nothing else going on."""
+        call("qvm-features", "--unset", RESTORED, "restore-dispvm")
+        call("qvm-features", RESTORED, "preload-dispvm-max", "1")
+        deadline = time.monotonic() + FILL_SECONDS
+        while not find_images(self.home) or glob.glob(f"{self.home}/memory-images/*.*"):  # one is being made
+            if time.monotonic() > deadline:
+                raise TimeoutError("no memory image was made")
+            time.sleep(0.1)
+        self.fill(0, RESTORED)
 
     def _wait(self, count: int) -> None:
         deadline = time.monotonic() + FILL_SECONDS
@@ -72,10 +85,10 @@ class Bench:
 
     # -- what is timed
 
-    def use(self) -> tuple[Lease, float]:
+    def use(self, template: str = DVM) -> tuple[Lease, float]:
         """Have a disposable write something; return it with the seconds until that is there."""
         began = time.perf_counter()
-        lease = create_leased(self.client, DVM)
+        lease = create_leased(self.client, template)
         path = self.client.paths.rpc_socket(lease.vm)
         if not os.path.exists(path):
             self.client.text("crannog.vm.Start", lease.vm, "wait")
@@ -100,6 +113,16 @@ class Bench:
         lease = create_leased(self.client, DVM)
         self.client.text("crannog.vm.Start", lease.vm, "wait")
         return lease, time.perf_counter() - began
+
+
+def make_templates(**properties: object) -> None:
+    """Make both templates of disposables, with these properties; no memory image is made of either yet."""
+    call("crannog", "template", "build", "debian-12")
+    wanted = {"template_for_dispvms": True, **properties}
+    words = [word for name, value in wanted.items() for word in ("--property", f"{name}={value}")]
+    for template in (DVM, RESTORED):
+        call("qvm-create", "--template", "debian-12", *words, template)
+        call("qvm-features", template, "restore-dispvm", "")
 
 
 # -- one that is ready
@@ -155,67 +178,6 @@ def _find_share(home: str, vm: str) -> float:
 # -- one that is not
 
 
-class ByHand:
-    """The QEMU of a disposable that runs now, to be started once more without libvirt, on layers like its own."""
-
-    def __init__(self, vm: str, home: str, folder: str) -> None:
-        self._channel, console = f"{folder}/channel", f"{folder}/console"
-        original = [word.replace("/dev/fdset/0", console) for word in command_of(vm, home)]
-        command = _without(by_hand(original, self._channel, console, ""), "-object", "masterKey0")
-        files = re.findall(r'"filename":"([^"]*)"', "\n".join(original))
-        own = [path for path in files if os.path.basename(os.path.dirname(path)).startswith(f"{vm}-")]
-        layers = {path: f"{folder}/{os.path.basename(path)}" for path in own if not os.path.islink(path)}
-        self._made = {path: _how_to_make(path, copy) for path, copy in layers.items()}
-        # What is below them is found by links in the folder of the disposable, which goes.
-        self._layers = layers | {path: os.path.realpath(path) for path in own if os.path.islink(path)}
-        self._complaints = f"{folder}/complaints"
-        self._command = [self._replace(word) for word in _with_names(original, command)]
-
-    def _replace(self, word: str) -> str:
-        for path, copy in self._layers.items():
-            word = word.replace(f'"{path}"', f'"{copy}"')
-        return word
-
-    def time(self) -> float:
-        """Start it; return the seconds until its agent answers."""
-        for command in self._made.values():
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        quiet = subprocess.DEVNULL
-        began = time.perf_counter()
-        with open(self._complaints, "wb") as complaints:
-            process = subprocess.Popen(
-                self._command, stdin=quiet, stdout=quiet, stderr=complaints, start_new_session=True
-            )
-        try:
-            await_agent(self._channel)
-            return time.perf_counter() - began
-        except OSError as error:
-            with open(self._complaints, errors="replace") as said:
-                raise RuntimeError(f"QEMU by hand did not start: {said.read()}") from error
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _with_names(original: list[str], command: list[str]) -> list[str]:
-    """Give back the file of the root's layer, which `by_hand` has put another one in place of."""
-    names = [word for word in original if '"filename"' in word and "root.volatile" in word]
-    return [names.pop(0) if '"filename":""' in word else word for word in command]
-
-
-def _how_to_make(path: str, copy: str) -> list[str]:
-    """Return the command that makes an image like the one at `path`, as empty as that was at first."""
-    text = subprocess.run(
-        ["qemu-img", "info", "--force-share", "--output=json", path], stdout=subprocess.PIPE, check=True
-    ).stdout
-    facts = json.loads(text)
-    command = ["qemu-img", "create", "-q", "-f", facts["format"]]
-    if "full-backing-filename" in facts:
-        base = os.path.realpath(facts["full-backing-filename"])
-        command += ["-b", base, "-F", facts.get("backing-filename-format", "raw")]
-    return [*command, copy, str(facts["virtual-size"])]
-
-
 def measure_cold(bench: Bench, runs: int) -> tuple[Row, Figure]:
     """Make and start a disposable, against the same QEMU by hand."""
     bench.fill(0)
@@ -234,38 +196,73 @@ def measure_cold(bench: Bench, runs: int) -> tuple[Row, Figure]:
     return Row("a cold disposable, to its agent", value, "same QEMU by hand", reference, COLD), value
 
 
+# -- one that is restored from memory
+
+
+def measure_restores(bench: Bench, runs: int) -> tuple[Row, Figure]:
+    """Restore disposables, and have each write something, against cold ones; return too what one has of memory."""
+    bench.save()
+    shares: list[float] = []
+
+    def use(template: str) -> float:
+        bench.idle()
+        lease, seconds = bench.use(template)
+        if ("defer" in command_of(lease.vm, bench.home)) != (template == RESTORED):
+            raise RuntimeError(f"{lease.vm} of {template} was started the other way")
+        if template == RESTORED:
+            shares.append(_find_share(bench.home, lease.vm))
+        lease.close()
+        bench.calm(lease.vm)
+        return seconds
+
+    value, reference = take_turns(runs, lambda: use(RESTORED), lambda: use(DVM))
+    row = Row("a restored one, to first output", value, "a cold one", reference, RESTORE)
+    return row, replace(summarize(shares), unit="MB")
+
+
 # -- many
 
 
-def measure_burst(bench: Bench, runs: int) -> Row:
-    """Eight at once with four ready, until the last has written something; against four that are not, alone."""
+def measure_bursts(bench: Bench) -> list[Row]:
+    """Eight at once with four ready, until the last has written something; against four that are not, alone.
 
-    def burst(count: int, there: int) -> float:
-        bench.fill(there)
+    With a memory image, as it is where nothing else is set, the other four are restored; that is the second row.
+    """
+
+    def burst(count: int, there: int, template: str) -> float:
+        bench.fill(there, template)
         leases: list[Lease] = []
-        seconds = together([lambda: leases.append(bench.use()[0])] * count)
+        seconds = together([lambda: leases.append(bench.use(template)[0])] * count)
         for lease in leases:
             lease.close()
-        call("qvm-features", DVM, "preload-dispvm-max", "0")
+        call("qvm-features", template, "preload-dispvm-max", "0")
         bench.idle()
         return seconds
 
-    value, reference = take_turns(
-        BURSTS, lambda: burst(BURST_SIZE, POOL), lambda: burst(BURST_SIZE - POOL, 0), least=BURSTS
+    rest = BURST_SIZE - POOL
+    cold, restored, alone = take_turns(
+        BURSTS,
+        lambda: burst(BURST_SIZE, POOL, DVM),
+        lambda: burst(BURST_SIZE, POOL, RESTORED),
+        lambda: burst(rest, 0, DVM),
+        least=BURSTS,
     )
-    del runs
-    return Row(f"{BURST_SIZE} at once, {POOL} of them ready", value, f"{BURST_SIZE - POOL} alone", reference, BURST)
+    what = f"{BURST_SIZE} at once, {POOL} of them ready"
+    return [
+        Row(what, cold, f"{rest} cold ones alone", alone, BURST),
+        Row(f"{what}, the others restored", restored, f"{rest} cold ones alone", alone, BURST),
+    ]
 
 
 def measure(runs: int) -> list[Row]:
     """Return all rows."""
     with own_home() as home:
-        call("crannog", "template", "build", "debian-12")
-        call("qvm-create", "--template", "debian-12", "--property", "template_for_dispvms=True", DVM)
+        make_templates()
         bench = Bench(home)
         claims, share = measure_claims(bench, runs)
         cold_row, cold = measure_cold(bench, runs)
-        burst = measure_burst(bench, runs)
+        restore, own = measure_restores(bench, runs)
+        bursts = measure_bursts(bench)
         first = claims[0].value
         memory = int(call("qvm-prefs", DVM, "memory"))
         whole = Figure(memory * MIB, memory * MIB, memory * MIB, 1, "MB")
@@ -274,6 +271,8 @@ def measure(runs: int) -> list[Row]:
             Row("claim to first output", first, "a cold disposable", cold, CLAIM_SHARE),
             *claims[1:],
             cold_row,
-            burst,
+            restore,
+            *bursts,
             Row("memory of one that is ready (PSS)", share, "what its guest may have", whole, 1),
+            Row("memory of a restored one (PSS)", own, "one that is ready, started cold", share, 1),
         ]

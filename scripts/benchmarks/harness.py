@@ -21,7 +21,7 @@ import benchmarks
 BIN = os.path.dirname(sys.executable)
 MIN_RUNS = 5
 COMMAND_TIMEOUT = 300
-HELPERS = {"harness", "desktop"}
+HELPERS = {"harness", "desktop", "by_hand"}
 """Modules beside the benchmarks that are none."""
 PARTS = {"rpc_memory", "disk_io", "domains"}
 """Benchmarks that are parts of others too."""

@@ -9,7 +9,6 @@ made before the clock runs by hand, and within the time with us.
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,18 +19,10 @@ from collections.abc import Callable, Iterator
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # it is run as a script as well
 
 from benchmarks import domains
-from benchmarks.harness import COMMAND_TIMEOUT, MIN_RUNS, Row, call, own_home, take_turns
+from benchmarks.by_hand import AGENT_TIMEOUT, ByHand
+from benchmarks.harness import COMMAND_TIMEOUT, Row, call, own_home, take_turns
 from benchmarks.model import exactly
-from benchmarks.start import (
-    AGENT_TIMEOUT,
-    VM,
-    _make_overlay,
-    _without,
-    await_agent,
-    backing_file,
-    by_hand,
-    command_of,
-)
+from benchmarks.start import VM
 from crannog.adapters.libvirt.driver import load_libvirt
 from crannog.client.connection import Client
 from crannog.client.events import EventStream
@@ -42,8 +33,6 @@ END_TIMEOUT = 30
 """Seconds in which the clean-up after a kill must be over."""
 
 TOGETHER, TOGETHER_TARGET = 20, 1.15
-TOGETHER_RUNS = 2
-"""Fewer than MIN_RUNS, because each takes most of a minute on both sides. `--runs` above MIN_RUNS counts here too."""
 MEMORY = 300
 """MiB of each VM."""
 
@@ -139,37 +128,6 @@ def end(client: Client, vm: str) -> float:
 # -- many VMs at once
 
 
-class ByHand:
-    """The QEMU of a VM that runs now, to be started once more without libvirt."""
-
-    def __init__(self, vm: str, home: str, folder: str) -> None:
-        self._channel, console, self._overlay = (f"{folder}/{vm}.{end}" for end in ("channel", "console", "qcow2"))
-        original = [word.replace("/dev/fdset/0", console) for word in command_of(vm, home)]
-        command = by_hand(original, self._channel, console, self._overlay)
-        self._command = _without(command, "-object", "masterKey0")
-        volatile = re.findall(r'"filename":"([^"]*/root\.volatile\.qcow2)"', "\n".join(original))[0]
-        self._base = os.path.realpath(os.path.join(os.path.dirname(volatile), backing_file(volatile)))
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def prepare(self) -> None:
-        """Make the layer for a start."""
-        _make_overlay(self._overlay, self._base)
-
-    def start(self) -> None:
-        """Start QEMU and return when the agent answers."""
-        quiet = subprocess.DEVNULL  # it says which terminal the console is
-        # In a session of its own, as libvirt starts it: the kernel shares out processors by sessions (sched(7),
-        # autogroup), and 20 QEMUs in one would get less of a busy host than 20 in as many.
-        self._process = subprocess.Popen(self._command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
-        await_agent(self._channel)
-
-    def stop(self) -> None:
-        """End QEMU, if it was started."""
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-
-
 def together(actions: list[Callable[[], object]]) -> float:
     """Begin everything at once, a thread each; return the seconds until the last is done. Raises the first failure."""
     failures: list[BaseException] = []
@@ -218,8 +176,7 @@ def measure_together(runs: int, client: Client, home: str) -> Row:
             for one in hands:
                 one.stop()
 
-    few = runs if runs > MIN_RUNS else TOGETHER_RUNS
-    value, reference = take_turns(few, ours, hand, least=few)
+    value, reference = take_turns(runs, ours, hand)
     return Row(f"{TOGETHER} starts at once", value, "same QEMUs by hand", reference, TOGETHER_TARGET)
 
 

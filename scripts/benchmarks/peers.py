@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 from tests.vm.libvirtd import Libvirtd
 
+from benchmarks.by_hand import await_agent, backing_file, command_of
 from benchmarks.harness import MIN_RUNS, Row, call, own_home, take_turns, time_command, tool
-from benchmarks.start import await_agent, backing_file, command_of
 from crannog.config import Paths
 from crannog.guest.agent import PORT_NAME
 

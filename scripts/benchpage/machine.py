@@ -32,12 +32,16 @@ def _field(path: str, name: str) -> str:
     return match[1] if match else "unknown"
 
 
+def find_accelerator() -> str:
+    """Return what runs guests here, `kvm` or `tcg`; raises HypervisorError where there is no QEMU."""
+    return asyncio.run(choose_accel("auto", find_emulator(""), Paths().cache)).accel
+
+
 def _acceleration() -> str:
     try:
-        choice = asyncio.run(choose_accel("auto", find_emulator(""), Paths().cache))
+        return {"tcg": "QEMU's emulation (TCG), no KVM", "kvm": "KVM"}[find_accelerator()]
     except HypervisorError as error:
         return str(error)
-    return {"tcg": "QEMU's emulation (TCG), no KVM", "kvm": "KVM"}[choice.accel]
 
 
 def _version(*command: str) -> str:

@@ -66,7 +66,8 @@ def _describe(result: Result, plot: str) -> str:
 
 def _describe_row(row: Row) -> str:
     verdict = "met" if row.is_met else "**missed**"
-    runs = f", {row.value.runs} runs" if row.value.runs != MIN_RUNS and row.value.least < row.value.most else ""
+    count = row.value.runs
+    runs = "" if count == MIN_RUNS else ", one run" if count == 1 else f", {count} runs"
     cells = (row.name, f"{row.value}{runs}", f"{row.reference_name}: {row.reference}", f"{row.ratio:.2f}")
     return "| " + " | ".join((*cells, f"{row.target:.2f}", verdict)) + " |"
 

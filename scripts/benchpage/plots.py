@@ -9,7 +9,7 @@ from benchpage.results import Result
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEIGHT_OF_A_ROW, MARGIN, WIDTH = 0.42, 1.1, 10.0
+HEIGHT_OF_A_ROW, MARGIN, WIDTH = 0.46, 1.1, 10.0
 """Inches."""
 _OURS, _REFERENCE, _TARGET = "#2a6f97", "#9aa5b1", "#c1121f"
 
@@ -21,19 +21,20 @@ def draw(result: Result, folder: str) -> str:
 
     matplotlib.use("svg")
     # The same figures make the same file.
-    matplotlib.rcParams |= {"svg.hashsalt": result.name, "svg.fonttype": "none", "font.size": 9}
-    from matplotlib import pyplot
+    matplotlib.rcParams |= {"svg.hashsalt": result.name, "svg.fonttype": "none", "font.size": 8.5}
+    from matplotlib import pyplot, ticker
 
     rows = result.rows
     height = MARGIN + HEIGHT_OF_A_ROW * len(rows)
     figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
     for place, row in enumerate(rows):
         _draw_row(axes, place, row)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{row.name}\n(to {row.reference_name})" for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("times the reference (grey; the target red): further left is better")
     axes.grid(axis="x", color="#e5e8eb")
     axes.set_axisbelow(True)

@@ -47,14 +47,15 @@ class Paths:
     """Every path below one home. Nothing else in the package joins the home with a name."""
 
     def __init__(self, home: str | None = None, cache: str | None = None) -> None:
-        self.home = home or find_home()
-        self.cache = cache or find_cache()
+        self.home = os.path.abspath(home) if home else find_home()
+        self.cache = os.path.abspath(cache) if cache else find_cache()
         self.store = self.home + "/qubes.xml"
         self.settings = self.home + "/crannog.toml"
         self.pools = self.home + "/pools"
         self.kernels = self.pools + "/linux-kernel"
         self.pid_files = self.home + "/vmm/run/qemu"
         self.overrides = self.home + "/vmm-overrides/by-name"
+        self.memory_images = self.home + "/memory-images"
         self.logs = self.home + "/log"
         self.daemon_log = self.logs + "/crannogd.log"
         # Sockets are used under the home's short path; everything else under its own.
@@ -118,6 +119,10 @@ class Paths:
     def start_mark(self, uuid: str) -> str:
         """Return the file that is there while the VM with that UUID is created and does not run yet."""
         return f"{self.run}/starting-{uuid}"
+
+    def restore_mark(self, uuid: str) -> str:
+        """Return the file that is there while the VM with that UUID is a copy of a saved one, with its secrets."""
+        return f"{self.run}/restoring-{uuid}"
 
     def claim_mark(self, uuid: str) -> str:
         """Return the file that is there while the disposable with that UUID is being handed out."""

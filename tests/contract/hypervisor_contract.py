@@ -4,13 +4,15 @@ A module that wants these tests imports them all, and has fixtures `hypervisor` 
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from crannog.core.domain import DomainInfo, DomainSpec, DomainState
+from crannog.core.domain import DomainInfo, DomainSpec, DomainState, MemoryFiles
 from crannog.errors import HypervisorError
 from crannog.ports.hypervisor import Hypervisor
 
@@ -79,6 +81,11 @@ async def test_contract_a_name_is_taken_once(hypervisor: Hypervisor, spec: Domai
     assert await own(hypervisor, spec) == [made]
 
 
+async def test_contract_what_the_host_has(hypervisor: Hypervisor) -> None:
+    facts = await hypervisor.host_facts()
+    assert facts is None or (facts.memory > 100 and facts.processors > 0)
+
+
 async def test_contract_usage(hypervisor: Hypervisor, spec: DomainSpec) -> None:
     await hypervisor.create_paused(spec)
     usage = await hypervisor.usage(spec.uuid)
@@ -131,3 +138,69 @@ async def test_contract_a_disk_that_a_domain_does_not_have(hypervisor: Hyperviso
     await hypervisor.create_paused(spec)
     with pytest.raises(HypervisorError):
         await hypervisor.enlarge_disk(spec.uuid, "/no/disk", 2**20)
+
+
+async def test_contract_what_cannot_be_saved_has_no_key(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    key = await hypervisor.machine_key(spec, spec.name)
+    assert bool(key) is hypervisor.saves_memory
+    assert await hypervisor.machine_key(spec, spec.name) == key
+    assert not key or await hypervisor.machine_key(replace(spec, vcpus=spec.vcpus + 1), spec.name) != key
+
+
+async def test_contract_only_what_was_made_for_it_is_saved(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    files = MemoryFiles(str(tmp_path / "memory"), str(tmp_path / "state"))
+    with pytest.raises(HypervisorError):
+        await hypervisor.save_memory(str(uuid4()), files)
+    assert not Path(files.state).exists()
+
+
+def make_memory(spec: DomainSpec, folder: Path) -> MemoryFiles:
+    """Make the file for the memory of a domain that is to be saved."""
+    files = MemoryFiles(str(folder / "memory"), str(folder / "state"))
+    Path(files.memory).touch(0o600)
+    os.truncate(files.memory, spec.memory << 20)
+    return files
+
+
+async def test_contract_a_domain_goes_on_where_another_was_saved(
+    hypervisor: Hypervisor, spec: DomainSpec, tmp_path: Path
+) -> None:
+    if not hypervisor.saves_memory:
+        return
+    files = make_memory(spec, tmp_path)
+    # Several are there at the same time, with one disk that none of them writes to.
+    spec = replace(spec, channels=(), disks=tuple(replace(disk, is_readonly=True) for disk in spec.disks))
+    await hypervisor.create_paused(replace(spec, memory_files=files))
+    await hypervisor.resume(spec.uuid)
+    await asyncio.sleep(0.5)
+    await hypervisor.pause(spec.uuid)
+    await hypervisor.save_memory(spec.uuid, files)
+    await hypervisor.destroy(spec.uuid)
+    before = Path(files.memory).stat().st_mtime_ns
+    saved = replace(files, is_saved=True)
+    others = [replace(spec, uuid=str(uuid4()), name=name, memory_files=saved) for name in ("one", "two")]
+    for other in others:
+        assert (await hypervisor.create_paused(other)).state is PAUSED
+    for other in others:
+        await hypervisor.resume(other.uuid)
+    states = {info.uuid: info.state for info in await hypervisor.domains()}
+    assert [states[other.uuid] for other in others] == [RUNNING, RUNNING]
+    await asyncio.sleep(0.3)
+    for other in others:
+        await hypervisor.destroy(other.uuid)
+    assert Path(files.memory).stat().st_mtime_ns == before  # nobody has written to it
+
+
+async def test_contract_a_state_that_is_damaged_leaves_no_domain(
+    hypervisor: Hypervisor, spec: DomainSpec, tmp_path: Path
+) -> None:
+    if not hypervisor.saves_memory:
+        return
+    files = replace(make_memory(spec, tmp_path), is_saved=True)
+    for text in (None, b"", b"no state"):
+        if text is not None:
+            Path(files.state).write_bytes(text)
+        with pytest.raises(HypervisorError):
+            await hypervisor.create_paused(replace(spec, memory_files=files))
+        assert await own(hypervisor, spec) == []
+    await hypervisor.create_paused(spec)

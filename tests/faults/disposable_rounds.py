@@ -3,6 +3,9 @@
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 from crannog.client.connection import Client
 from crannog.client.leases import create_leased
@@ -10,10 +13,12 @@ from crannog.client.rpc import run_command
 from crannog.errors import CrannogError
 from tests.faults.results import Report, Rounds
 from tests.faults.sites import SETTLE_SECONDS, Site, wait_for
+from tests.vm.disposables import find_images
 
 DVM = "disposables"
 USED = 10
 """One in so many boots up to its agent and runs a command; the others are left while they start to boot."""
+IMAGE_SECONDS = 180.0
 WARM_UP = 3
 """Rounds after which the daemon has all that it keeps: what it has more at the end is a leak."""
 MOST_MEMORY, MOST_FILES = 24 * 1024, 4
@@ -23,33 +28,60 @@ _REPORT_SECONDS = 10
 
 def run_disposables(site: Site, rounds: int, report: Report) -> list[Rounds]:
     """Have so many disposables come and go; nothing of them may be left, in the host or in the daemon."""
-    home, began, wrong = site.home, time.monotonic(), list[str]()
-    home.ok("qvm-create", "--template", "debian-12", "--property", "template_for_dispvms=True", DVM)
-    home.ok("qvm-prefs", DVM, "memory", "256")
-    before_all, used = site.files, 0
+    with template(site):
+        # One that is saved meanwhile would be among those that are left.
+        site.home.ok("qvm-features", DVM, "restore-dispvm", "")
+        done = come_and_go(site, rounds, USED, report)
+    return [replace(done, wrong=(*done.wrong, *site.settled()))]
+
+
+def run_restored(site: Site, rounds: int, report: Report) -> list[Rounds]:
+    """Have so many disposables come and go that are restored from a memory image."""
+    with template(site):
+        site.home.ok("qvm-features", DVM, "preload-dispvm-max", "1")  # the first of a pool has an image made
+        wait_for(lambda: bool(find_images(site.home.path)), IMAGE_SECONDS)
+        site.home.ok("qvm-features", DVM, "preload-dispvm-max", "0")
+        wait_for(lambda: "class=DispVM" not in site.client.text("admin.vm.List"), SETTLE_SECONDS)
+        images = find_images(site.home.path)
+        done = come_and_go(site, rounds, 1, report)
+        cold = [] if images and find_images(site.home.path) == images else ["there was no memory image all the time"]
+    return [replace(done, wrong=(*done.wrong, *cold, *site.settled()))]
+
+
+@contextmanager
+def template(site: Site) -> Iterator[None]:
+    """Make the disposable template; in the end it is gone, and nothing of it is left."""
+    site.home.ok("qvm-create", "--template", "debian-12", "--property", "template_for_dispvms=True", DVM)
+    before = site.files
     try:
-        run_rounds(site, WARM_UP, wrong, report)
-        # The first use of the template seals its private volume, for good.
-        site.files = {path for path in home.files() if not re.search(r"/disp\d", path)}
-        before = look_at(site.daemon())
-        used = run_rounds(site, rounds, wrong, report)
-        wrong += site.settled()
-        wrong += find_growth(before, look_at(site.daemon()))
+        site.home.ok("qvm-prefs", DVM, "memory", "256")
+        yield
     finally:
-        home.ok("qvm-remove", "--force", DVM)
-        site.files = before_all
+        site.home.ok("qvm-remove", "--force", DVM)
+        site.files = before
+
+
+def come_and_go(site: Site, rounds: int, used: int, report: Report) -> Rounds:
+    """Do the rounds, of which one in `used` runs a command, and compare what there is with what there was."""
+    began, wrong = time.monotonic(), list[str]()
+    run_rounds(site, WARM_UP, used, wrong, report)
+    # The first use of the template seals its private volume, for good.
+    site.files = {path for path in site.home.files() if not re.search(r"/disp\d", path)}
+    before = look_at(site.daemon())
+    count = run_rounds(site, rounds, used, wrong, report)
     wrong += site.settled()
-    result = Rounds(rounds, used, tuple(wrong), round(time.monotonic() - began, 1))
-    report(f"{result.rounds} disposables, {used} used, in {result.seconds:.0f} s {' '.join(result.wrong)}")
-    return [result]
+    wrong += find_growth(before, look_at(site.daemon()))
+    result = Rounds(rounds, count, tuple(wrong), round(time.monotonic() - began, 1))
+    report(f"{result.rounds} disposables, {count} used, in {result.seconds:.0f} s {' '.join(result.wrong)}")
+    return result
 
 
-def run_rounds(site: Site, rounds: int, wrong: list[str], report: Report) -> int:
-    """Do the rounds; return how many disposables ran a command."""
+def run_rounds(site: Site, rounds: int, step: int, wrong: list[str], report: Report) -> int:
+    """Do the rounds, of which one in `step` runs a command; return how many did."""
     used, told = 0, time.monotonic()
     for number in range(rounds):
         try:
-            used += live(site.client, is_used=number % USED == USED - 1)
+            used += live(site.client, is_used=number % step == step - 1)
         except CrannogError as error:
             wrong.append(f"round {number + 1}: {type(error).__name__}: {error}")
             break

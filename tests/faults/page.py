@@ -43,8 +43,10 @@ def _render_series(name: str, series: Series, rows: list[tuple[str, tuple[Result
 
 
 _POINTS = ["URI", "points", "running and adopted", "halted and clean", "failures", "seconds: median", "most"]
+_DISPOSABLES = ["URI", "disposables", "of these ran a command", "errors and leftovers", "seconds in all"]
 _HEADINGS = {
-    "disposables": ["URI", "disposables", "of these ran a command", "errors and leftovers", "seconds in all"],
+    "disposables": _DISPOSABLES,
+    "restored": _DISPOSABLES,
     "rounds": ["URI", "rounds", "reads", "errors and leftovers", "seconds in all"],
     "refusals": ["URI", "starts", "refused as they must be", "failures", "seconds: median", "most"],
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.faults.daemon_kills import kill_daemons
-from tests.faults.disposable_rounds import run_disposables
+from tests.faults.disposable_rounds import run_disposables, run_restored
 from tests.faults.emulator_kills import STAGES, kill_emulators
 from tests.faults.libvirtd_kills import MOMENTS, kill_libvirtds
 from tests.faults.refusals import refuse_starts
@@ -73,7 +73,14 @@ SERIES = {
         "crannogd has no more memory and open files than after the first.",
         run_disposables,
         200,
-        20,
+        10,
+    ),
+    "restored": Series(
+        "Restored disposables come and go",
+        "The same with disposables that are restored from a memory image of their template; each runs a command.",
+        run_restored,
+        200,
+        5,
     ),
     "refusals": Series(
         "Starts that cannot be",

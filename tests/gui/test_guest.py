@@ -13,6 +13,7 @@ from crannog.client.rpc import read_status
 from crannog.config import Paths
 from crannog.display.forwarder_rules import FRAME
 from tests.gui.desktop import Desktop, wait_for
+from tests.gui.homes import GRAPHICAL, home_with
 from tests.gui.local_guest import COLOUR, NAME, Forwarder
 from tests.unit.rpc_world import memory_of
 from tests.vm.home import Home
@@ -21,18 +22,12 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
+def home(desktop: Desktop) -> Iterator[Home]:
     """Return a home in which the VM `work` runs, with a graphical session."""
-    found = Home()
-    try:
-        found.ok("crannog", "template", "build", "debian-12-gui")
-        found.ok("qvm-create", "--template", "debian-12-gui", "--label", "red", NAME)
-        found.ok("qvm-prefs", NAME, "memory", "1000")
+    words = ("--template", "debian-12-gui", "--label", "red")
+    with home_with(desktop, NAME, *words, memory=GRAPHICAL, template=("debian-12-gui",)) as found:
         found.ok("qvm-start", "--wait", NAME)
         yield found
-    finally:
-        found.run("qvm-kill", NAME)
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +94,7 @@ def test_what_is_typed_arrives(desktop: Desktop, home: Home, terminal: int) -> N
     wait_for("the typed line", lambda: home.run("qvm-run", NAME, "cat /tmp/typed").stdout == b"typed-here\n")
 
 
+@pytest.mark.slow
 def test_the_vm_may_have_a_keyboard_of_its_own(desktop: Desktop, forwarder: Forwarder, home: Home) -> None:
     script = 'while read -r line; do printf %s "$line" >/tmp/key; done\n'
     home.ok("qvm-run", NAME, "cat >reader", stdin=script.encode())
@@ -159,6 +155,7 @@ def test_programs_are_started_with_the_session(desktop: Desktop, forwarder: Forw
     assert home.ok("qvm-run", NAME, "cat started") == "user\n", "once, as the user"
 
 
+@pytest.mark.slow
 def test_a_guest_whose_server_lies_harms_itself(desktop: Desktop, forwarder: Forwarder, home: Home) -> None:
     """The flood of test_hostile_windows.py, through the channel of a real VM, with a daemon to be asked meanwhile."""
     for name in ("hostile_server.py", "hostile_attacks.py"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.gui.desktop import Desktop, wait_for
+from tests.gui.homes import GRAPHICAL, home_with
 from tests.vm.home import Home
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -22,17 +23,10 @@ SECONDS = 180
 @pytest.fixture(scope="module")
 def home(desktop: Desktop) -> Iterator[Home]:
     """Return a home whose daemon shows VMs on the desktop, with an HVM that has the graphical session."""
-    found = Home()
-    found.env["DISPLAY"] = desktop.display
-    try:
-        found.ok("crannog", "template", "build", "debian-12-gui", "--virt-mode", "hvm")
-        found.ok("qvm-create", "--template", "debian-12-gui-hvm", "--label", "green", NAME)
-        found.ok("qvm-prefs", NAME, "memory", "1000")
+    template = ("debian-12-gui", "--virt-mode", "hvm")
+    words = ("--template", "debian-12-gui-hvm", "--label", "green")
+    with home_with(desktop, NAME, *words, memory=GRAPHICAL, template=template, is_shown=True) as found:
         yield found
-    finally:
-        found.run("qvm-kill", NAME)
-        found.close()
-        desktop.wait_for_none()
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +162,7 @@ def test_a_daemon_that_comes_later_leaves_all_as_it_is(desktop: Desktop, home: H
     wait_for_titles(desktop, SHELL)
 
 
+@pytest.mark.slow
 def test_a_reboot_begins_anew(desktop: Desktop, home: Home, terminal: int) -> None:
     assert terminal
     home.run("qvm-run", "--user", "root", NAME, "reboot")  # which ends with the agent

@@ -105,6 +105,7 @@ def test_a_mute_device_model_is_shown_as_one_that_has_drawn_nothing(
     assert model.process.poll() is None, "it keeps that, for as long as there is a VM"
 
 
+@pytest.mark.slow
 def test_a_thousand_new_sizes(desktop: Desktop, pretend: Callable[[Play], FakeModel], tmp_path: Path) -> None:
     done, is_over = threading.Event(), threading.Event()
 

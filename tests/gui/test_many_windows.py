@@ -14,7 +14,7 @@ from tests.gui.desktop import Desktop, wait_for
 from tests.gui.local_guest import Forwarder, LocalGuest, settings_taken_back
 from tests.unit.rpc_world import is_alive, memory_of
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 COUNT = 10_000
 CALM = 400 << 20
 """Bytes that the client has at most with as many windows as it shows."""

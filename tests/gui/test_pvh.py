@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.gui.desktop import Desktop, wait_for
+from tests.gui.homes import GRAPHICAL, home_with
 from tests.vm.home import Home
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
@@ -19,16 +20,9 @@ SECONDS = 180
 @pytest.fixture(scope="module")
 def home(desktop: Desktop) -> Iterator[Home]:
     """Return a home whose daemon knows no desktop, with a PVH guest that has the graphical session."""
-    found = Home()
-    try:
-        found.ok("crannog", "template", "build", "debian-12-gui")
-        found.ok("qvm-create", "--template", "debian-12-gui", "--label", "purple", NAME)
-        found.ok("qvm-prefs", NAME, "memory", "1000")
+    words = ("--template", "debian-12-gui", "--label", "purple")
+    with home_with(desktop, NAME, *words, memory=GRAPHICAL, template=("debian-12-gui",)) as found:
         yield found
-    finally:
-        found.run("qvm-kill", NAME)
-        found.close()
-        desktop.wait_for_none()
 
 
 @pytest.fixture(scope="module")

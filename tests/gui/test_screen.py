@@ -15,6 +15,7 @@ from crannog.cli.clipboard_focus import find_focused_vm
 from crannog.config import Paths
 from tests.gui.bounds import list_below
 from tests.gui.desktop import Desktop, open_desktop, wait_for
+from tests.gui.homes import home_with
 from tests.unit.rpc_world import is_alive
 from tests.vm.home import Home
 
@@ -30,16 +31,9 @@ MEMTEST = "/usr/lib/memtest86+/memtest86+x64.iso"
 @pytest.fixture(scope="module")
 def home(desktop: Desktop) -> Iterator[Home]:
     """Return a home whose daemon shows VMs on the desktop, with an HVM without any system."""
-    found = Home()
-    found.env["DISPLAY"] = desktop.display
-    try:
-        found.ok("qvm-create", "--class", "StandaloneVM", "--property", "virt_mode=hvm", "--label", "orange", NAME)
-        found.ok("qvm-prefs", NAME, "memory", "64")
+    words = ("--class", "StandaloneVM", "--property", "virt_mode=hvm", "--label", "orange")
+    with home_with(desktop, NAME, *words, memory=64, is_shown=True) as found:
         yield found
-    finally:
-        found.run("qvm-kill", NAME)
-        found.close()
-        desktop.wait_for_none()
 
 
 @pytest.fixture
@@ -112,7 +106,7 @@ def read_bar(desktop: Desktop, window: int) -> str:
 
 
 def test_the_screen_follows_label_and_state(desktop: Desktop, home: Home, window: int) -> None:
-    assert frame_of(desktop, window) == ORANGE
+    wait_for("its frame", lambda: frame_of(desktop, window) == ORANGE)
     home.ok("qvm-prefs", NAME, "label", "blue")
     wait_for("the new frame", lambda: frame_of(desktop, window) == BLUE)
     home.ok("qvm-pause", NAME)

@@ -8,29 +8,24 @@ import pytest
 from crannog.client.rpc import read_status
 from crannog.config import Paths
 from tests.gui.desktop import Desktop, wait_for
+from tests.gui.homes import GRAPHICAL, home_with
 from tests.gui.local_guest import NAME, Forwarder
 from tests.gui.systemd_guest import build_packages, provide_image
 from tests.vm.home import Home
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def home(desktop: Desktop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """Return a home in which the VM `work` runs, as a user makes it from a foreign disk with a kernel of the host."""
     image = provide_image(build_packages(tmp_path_factory.mktemp("packages")))
-    found = Home()
-    try:
-        found.ok("crannog", "template", "build", "debian-12")
-        kernel = found.ok("qvm-prefs", "debian-12", "kernel").strip()
-        words = ("--property", "virt_mode=pvh", "--property", f"kernel={kernel}", "--property", "memory=1000")
-        found.ok("qvm-create", "-C", "StandaloneVM", *words, "--label", "red", "--root-copy-from", image, NAME)
+    words = ("-C", "StandaloneVM", "--property", "virt_mode=pvh", "--label", "red", "--root-copy-from", image)
+    with home_with(desktop, NAME, *words, memory=GRAPHICAL, template=("debian-12",)) as found:
+        found.ok("qvm-prefs", NAME, "kernel", found.ok("qvm-prefs", "debian-12", "kernel").strip())
         found.ok("qvm-start", NAME)
         wait_for("the agent", lambda: read_status(Paths(found.path).rpc_socket(NAME), 5)["agent"] == "ready", 180)
         yield found
-    finally:
-        found.run("qvm-kill", NAME)
-        found.close()
 
 
 @pytest.fixture(scope="module")

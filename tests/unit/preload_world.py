@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from crannog.adapters.display.headless import HeadlessDisplays
 from crannog.adapters.storage.qcow2 import Qcow2Pool
@@ -137,6 +138,36 @@ def remember(inside: Inside, folder: Path) -> Remains:
     return Remains(folder, {uuid: replace(info) for uuid, info in inside.hypervisor.domain_states.items()})
 
 
+def cut(inside: Inside, folder: Path, owner: str, method: str, after: bool) -> "asyncio.Future[Remains]":
+    """Remember what is left at the first call of a method of one of the inside's parts, before it or after it."""
+    part = getattr(inside, owner)
+    call = getattr(part, method)
+    moment: asyncio.Future[Remains] = asyncio.get_running_loop().create_future()
+
+    def look() -> None:
+        if not moment.done():
+            moment.set_result(remember(inside, folder))
+
+    def wrapped(*arguments: Any, **words: Any) -> Any:  # noqa: ANN401
+        if not after:
+            look()
+        result = call(*arguments, **words)
+        if isinstance(result, Awaitable):
+            return _then(result, look if after else lambda: None)
+        if after:
+            look()
+        return result
+
+    setattr(part, method, wrapped)
+    return moment
+
+
+async def _then(work: Awaitable[Any], look: Callable[[], None]) -> Any:  # noqa: ANN401
+    result = await work
+    look()
+    return result
+
+
 async def come_back(remains: Remains) -> Inside:
     """Return the inside of the daemon that comes after a kill, once it has looked at what there is."""
     first = build_from(remains.home)
@@ -144,7 +175,7 @@ async def come_back(remains: Remains) -> Inside:
     make_agents_answer(first)
     await first.pool.recover(frozenset(v.vid for vm in first.registry for v in vm.volumes.values()))
     await Adoption(first.inventory.lifecycle).adopt()
-    await first.inventory.preloading.adopt()
+    await first.inventory.preloading.vms.adopt()
     return first
 
 

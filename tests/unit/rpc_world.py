@@ -163,12 +163,17 @@ class World:
                         stream.close()
 
 
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state (proc(5), stat); empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether the process `pid` exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return state_of(pid) not in ("", "Z")
 
 
 def memory_of(pid: int) -> int:

@@ -284,7 +284,7 @@ def test_a_client_that_never_finishes_its_request_is_dropped(tmp_path: Path) -> 
     callers.listener.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     parts=st.lists(
         st.one_of(

@@ -11,7 +11,7 @@ import pytest
 from crannog.guest import agent as agent_module
 from crannog.rpc import frames
 from tests.unit.agent_world import AgentWorld
-from tests.unit.rpc_world import is_alive, wait_until
+from tests.unit.rpc_world import is_alive, state_of, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -42,6 +42,11 @@ class ReadyWorld(AgentWorld):
         code, output, _ = self.run(f"{ME.pw_name}:{command}")
         assert code == 0
         return output == b"%d\n" % shell
+
+
+def children_of(pid: int) -> list[str]:
+    """Return the children of a process (proc(5), children)."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 @pytest.fixture
@@ -114,8 +119,27 @@ def test_a_session_that_has_begun_since_makes_it_useless(world: ReadyWorld) -> N
 def test_one_that_dies_is_no_loss(world: ReadyWorld) -> None:
     shell = world.prepare()
     os.kill(shell, 9)
-    wait_until(lambda: not is_alive(shell))  # the kernel has closed its files, so that nothing more can be given to it
+    wait_until(lambda: not is_alive(shell))
     assert world.run(f"{ME.pw_name}:echo here")[1] == b"here\n"
+
+
+def test_what_its_profiles_have_started_is_given_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".profile").write_text("sleep 100\n")
+    monkeypatch.setattr(agent_module, "make_environment", lambda _user: {"HOME": str(tmp_path), "PATH": "/bin"})
+    calls = agent_module.Calls(lambda _stream, _kind, _body: None)
+    calls.prepare(ME.pw_name.encode())
+    assert calls.ready
+    shell = calls.ready.pid
+    wait_until(lambda: bool(children_of(shell)))
+    (sleeper,) = children_of(shell)
+    os.kill(shell, 9)
+    try:
+        wait_until(lambda: state_of(shell) == "Z")
+        assert calls.take_ready(1, f"{ME.pw_name}:echo lost".encode()) is None
+    finally:
+        os.kill(int(sleeper), 9)
+        calls.drop_ready()
+        os.waitpid(shell, 0)
 
 
 def test_it_goes_when_the_host_does(world: ReadyWorld) -> None:

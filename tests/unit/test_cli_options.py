@@ -55,7 +55,7 @@ def read_with_argparse(command: Command, arguments: list[str]) -> dict[str, Any]
             return None
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(COMMAND_LINES)
 @example(("qvm-run", ["work", "--", "ls", "-l"]))
 @example(("qvm-run", ["work", "ls", "--", "-l"]))
@@ -76,7 +76,7 @@ def test_the_quick_parser_and_argparse_agree_where_both_accept(line: tuple[str, 
         assert quick == full
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(COMMAND_LINES)
 def test_whatever_argparse_accepts_is_accepted(line: tuple[str, list[str]]) -> None:
     program, arguments = line

@@ -1,9 +1,11 @@
 """The agent that asks through other programs: those that answer, those that do not, and notify-send's stand-in."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -108,7 +110,11 @@ class Place:
 
     def processes(self) -> list[str]:
         """Return the command lines of the processes that belong to this place, without the agent's own."""
-        found = []
+        return list(self._find_processes().values())
+
+    def _find_processes(self) -> dict[int, str]:
+        """Return them by number."""
+        found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -116,13 +122,23 @@ class Place:
             except OSError:
                 continue
             if f"PLACE={self.home}".encode() in words and self.agent and int(pid) != self.agent.pid:
-                found.append(line)
+                found[int(pid)] = line
         return found
 
     def close(self) -> None:
+        """End the agent and what it has started, which may still write into the home."""
         if self.agent:
             self.agent.kill()
             self.agent.wait()
+        deadline, quiet_looks = time.monotonic() + PATIENCE, 0
+        while quiet_looks < 3:  # a process that is just replaced by a program has no environment for a moment
+            left = self._find_processes()
+            quiet_looks = 0 if left else quiet_looks + 1
+            assert time.monotonic() < deadline, left
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_a_chain_becomes_one_sparse_raw_file(tool: Tool, tmp_path: Path) -> None
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9), st.sampled_from([0, 1, 255])), max_size=6),
     st.integers(0, 50 * 4096),
 )
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_raw_content_with_holes_anywhere(
     tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[int, int, int]], size: int
 ) -> None:
@@ -267,7 +267,7 @@ def test_a_stream_whose_digest_is_right(volume: Path) -> None:
 
 
 @given(st.lists(st.one_of(st.binary(max_size=50), st.integers(0, 3_000_000)), max_size=5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_zeros_that_are_passed_over_count(parts: list[bytes | int]) -> None:
     digest = Digest()
     for part in parts:

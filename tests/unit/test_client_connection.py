@@ -1,6 +1,7 @@
 """The tools' side of a call: what is sent, how replies are read, and what is said when there is none."""
 
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from crannog import errors
 from crannog.client.connection import Client
+from crannog.client.spawn import start_daemon
 from crannog.config import Paths
 from crannog.errors import CrannogError, DaemonError, VMNotFoundError
 from tests.fakes import short_folder
@@ -154,3 +156,26 @@ def test_a_socket_that_may_not_be_reached(client: Client, home: Path) -> None:
     (home / "run").write_text("a file in the place of the folder")
     with pytest.raises(DaemonError, match="cannot be reached"):
         client.call("admin.vm.List")
+
+
+def test_the_daemon_that_is_started_is_that_of_the_home(
+    home: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may name a home that no variable does."""
+    program = home / "python"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        f"open({str(home / 'said')!r}, 'w').write(os.environ['CRANNOG_HOME'] + ' ' + os.environ['CRANNOG_CACHE'])\n"
+        "os.write(int(sys.argv[-1]), b'1')\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.delenv("CRANNOG_HOME", raising=False)
+    start_daemon(client.paths, lambda: True)
+    assert (home / "said").read_text() == f"{home} {home / 'cache'}"
+
+
+def test_a_home_may_be_named_from_where_one_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    assert Paths("here").home == str(home / "here")

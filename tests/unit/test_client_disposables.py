@@ -94,13 +94,23 @@ async def test_a_command(daemon: FakeDaemon) -> None:
     with rpc(daemon, (DATA_STDOUT, b"out"), (DATA_STDERR, b"err"), (DATA_STDOUT, b"put"), code(3)) as guest:
         async with crannog.client.disposable("dvm", home=daemon.paths.home) as vm:
             assert vm.name == "disp1"
-            result = await vm.run(["echo", "a b", "$c"], input=b"x" * 200000, user="root")
+            result = await vm.run(["echo", "a b", "$c"], stdin=b"x" * 200000, user="root")
         assert (result.exit_code, result.stdout, result.stderr) == (3, b"output", b"err")
         assert guest.commands == [b"root:echo 'a b' '$c'"]
         assert guest.inputs == [b"x" * 200000]
     assert daemon.heard[:3] == [
         "admin.vm.CreateDisposable dvm", "crannog.vm.Lease disp1", "admin.vm.property.Set+netvm disp1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stdin", "heard"), [("d\u00e9j\u00e0\n", "d\u00e9j\u00e0\n".encode()), (b"", b""), (None, b"")]
+)
+async def test_what_a_command_reads(daemon: FakeDaemon, stdin: str | bytes | None, heard: bytes) -> None:
+    with rpc(daemon, code(0)) as guest:
+        async with crannog.client.disposable("dvm", home=daemon.paths.home) as vm:
+            await vm.run("cat", stdin=stdin)
+        assert guest.inputs == [heard]
 
 
 async def test_a_network_is_left_alone_when_it_is_asked_for(daemon: FakeDaemon) -> None:
@@ -162,7 +172,7 @@ async def test_too_much_output_ends_the_command(daemon: FakeDaemon) -> None:
 async def test_input_that_is_not_read_keeps_nobody(daemon: FakeDaemon) -> None:
     with rpc(daemon, code(1), ends=False):
         async with crannog.client.disposable(home=daemon.paths.home) as vm:
-            assert (await asyncio.wait_for(vm.run("false", input=bytes(10_000_000)), PATIENCE)).exit_code == 1
+            assert (await asyncio.wait_for(vm.run("false", stdin=bytes(10_000_000)), PATIENCE)).exit_code == 1
 
 
 @pytest.mark.parametrize("reply", [(0x777, b"x"), (DATA_EXIT_CODE, b"xx")])

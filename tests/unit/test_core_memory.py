@@ -12,6 +12,7 @@ from crannog.core.memory import (
     check_room,
     count_free,
     need_of,
+    would_fit,
 )
 from crannog.core.plan import ReserveMemory
 from crannog.core.startup import StartRequest, plan_start
@@ -76,6 +77,23 @@ def test_the_last_mib_counts(available: int, *, is_refused: bool) -> None:
         return
     with pytest.raises(MemoryRefusedError):
         check_room("work", Need(400, 60), available, [])
+
+
+@pytest.mark.parametrize(
+    ("spare", "need", "fits"),
+    [
+        ((), 100, True),
+        ((), 101, False),
+        (("a",), 400, True),  # its 300, of which 100 are in the host's memory and 200 are still to come
+        (("a",), 401, False),
+        (("a", "b"), 800, True),
+        (("a", "b"), 801, False),
+        (("c",), 101, False),
+    ],
+)
+def test_what_others_would_give_back(spare: tuple[str, ...], need: int, *, fits: bool) -> None:
+    claims = {"a": Claim("disp1", 300, 100), "b": Claim("disp2", 400, 400)}
+    assert would_fit(Need(need, 0), HOST_MIB + 200 + 100, claims, spare) is fits
 
 
 def test_a_refusal_says_who_holds_what() -> None:

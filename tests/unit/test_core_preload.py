@@ -131,6 +131,14 @@ def test_without_replacement_nothing_is_due() -> None:
     assert len(reserve.next_steps(0, QUIET)) == 1
 
 
+def test_who_asks_for_the_same_again_gets_what_was_claimed_replaced() -> None:
+    reserve = filled(a=wish(1, delay=math.inf))
+    reserve.claim("a", 0)
+    reserve.renew("nowhere")
+    reserve.renew("a")
+    assert reserve.next_steps(0, QUIET) == [Warm("a", "there are 0 of 1")]
+
+
 def test_what_was_made_from_something_else_ends_and_is_not_handed_out() -> None:
     reserve = filled(2)
     reserve.wish({"a": wish(2, recipe="new")})
@@ -319,4 +327,4 @@ class Pools(RuleBasedStateMachine):
 
 
 TestPools = Pools.TestCase
-TestPools.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPools.settings = settings(max_examples=60, stateful_step_count=40)

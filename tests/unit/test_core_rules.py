@@ -238,7 +238,7 @@ HOLDERS, SERVERS = ("", "work", "alone", "net", "fw"), ("", "dom0", "far", "work
 SERVED = st.tuples(st.sampled_from(HOLDERS), st.sampled_from((None, *SERVERS)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(("guivm", "audiovm")), st.lists(SERVED, min_size=4, max_size=12))
 def test_what_makes_a_loop_is_refused_and_nothing_else(kind: str, changes: list[tuple[str, str | None]]) -> None:
     registry = make_registry()

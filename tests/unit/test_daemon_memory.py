@@ -46,6 +46,22 @@ async def test_a_vm_that_does_not_fit_is_refused_and_nothing_is_left(life: Life)
     await life.power.start(life.work, QUIETLY)
 
 
+async def test_who_does_not_end_is_given_up_once(life: Life) -> None:
+    (other,) = await life.add("other")
+    room_for(life, 1.5)
+    await life.power.start(other, QUIETLY)
+    asked = list[str]()
+
+    async def give_up(uuid: str) -> None:
+        asked.append(uuid)
+
+    ledger = life.inside.lifecycle.ledger
+    ledger.spare, ledger.give_up = lambda _newcomer: [other.uuid], give_up
+    with pytest.raises(MemoryRefusedError, match="other holds"):
+        await soon(life.power.start(life.work, QUIETLY))
+    assert asked == [other.uuid]
+
+
 async def test_two_starts_cannot_promise_the_same_memory(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither has a domain yet when the second asks."""
     (other,) = await life.add("other")

@@ -5,7 +5,6 @@ inside is made of the copies. None is handed out twice, and in the end nothing i
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,7 @@ from crannog.core.preload import Stage
 from tests.fakes import Inside, short_folder
 from tests.unit.api_world import until
 from tests.unit.life_world import soon
-from tests.unit.preload_world import Remains, Reserve, come_back, preloading, remember, running
-
-
-def cut(owner: Any, method: str, inside: Inside, folder: Path, *, after: bool) -> "asyncio.Future[Remains]":  # noqa: ANN401
-    """Remember what is left at the first call of a method, before it or after it."""
-    call = getattr(owner, method)
-    moment: asyncio.Future[Remains] = asyncio.get_running_loop().create_future()
-
-    def look() -> None:
-        if not moment.done():
-            moment.set_result(remember(inside, folder))
-
-    def wrapped(*arguments: Any, **words: Any) -> Any:  # noqa: ANN401
-        if not after:
-            look()
-        result = call(*arguments, **words)
-        if isinstance(result, Awaitable):
-            return _then(result, look if after else lambda: None)
-        if after:
-            look()
-        return result
-
-    setattr(owner, method, wrapped)
-    return moment
-
-
-async def _then(work: Awaitable[Any], look: Callable[[], None]) -> Any:  # noqa: ANN401
-    result = await work
-    look()
-    return result
-
+from tests.unit.preload_world import Remains, Reserve, come_back, cut, preloading, remember, running
 
 WARMING = {
     "created, not in the store": ("pool", "claim", False),
@@ -71,8 +40,7 @@ CLAIMS = {
 async def test_killed_while_one_starts(point: str) -> None:
     with short_folder() as folder:
         async with preloading() as world:
-            owner, method, after = WARMING[point]
-            moment = cut(getattr(world.inside, owner), method, world.inside, folder / "h", after=after)
+            moment = cut(world.inside, folder / "h", *WARMING[point])
             world.want(1)
             remains = await soon(moment)
         await nobody_has_it(remains)
@@ -119,7 +87,7 @@ async def test_killed_while_one_is_handed_out(point: str, monkeypatch: pytest.Mo
             if owner == "world":
                 moment = cut_mark(world.inside, folder / "h", monkeypatch, after=after)
             else:
-                moment = cut(getattr(world.inside, owner), method, world.inside, folder / "h", after=after)
+                moment = cut(world.inside, folder / "h", owner, method, after)
             assert await soon(world.take())
             remains = await soon(moment)
         inside = await come_back(remains)

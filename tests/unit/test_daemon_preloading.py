@@ -60,6 +60,31 @@ async def test_what_was_claimed_is_replaced_in_the_background() -> None:
         await until(lambda: bool(world.names(Stage.READY) - {first}))
 
 
+@pytest.mark.parametrize("sizes", [["1"], ["0", "1"]], ids=["again", "emptied between two looks"])
+async def test_a_size_that_is_set_once_more_fills_what_is_not_replaced(sizes: list[str]) -> None:
+    async with preloading() as world:
+        world.inside.registry.dom0.features["preload-dispvm-delay"] = "-1"
+        world.want(1)
+        (first,) = await world.ready(1)
+        await world.take()
+        for size in sizes:
+            world.want(size)
+        await until(lambda: bool(world.names(Stage.READY) - {first}))
+
+
+async def test_the_size_of_dom0_fills_the_pool_of_the_default() -> None:
+    async with preloading() as world:
+        editor, dom0 = world.inside.inventory.editor, world.inside.registry.dom0
+        dom0.features["preload-dispvm-delay"] = "-1"
+        editor.set_property(world.inside.registry, "default_dispvm", DVM)
+        editor.set_feature(dom0, "preload-dispvm-max", "1")
+        await until(lambda: bool(world.names(Stage.READY)))
+        first = await world.take()
+        assert first
+        editor.set_feature(dom0, "preload-dispvm-max", "1")
+        await until(lambda: bool(world.names(Stage.READY) - {first.name}))
+
+
 async def test_many_claims_at_once_get_each_vm_once_and_the_others_none() -> None:
     async with preloading() as world:
         world.inside.registry.dom0.features["preload-dispvm-delay"] = "-1"
@@ -252,14 +277,16 @@ async def test_memory_that_somebody_needs_is_given_up() -> None:
         assert len(world.disposables()) == 1
 
 
-async def test_who_needs_more_than_all_of_them_have_is_refused() -> None:
+async def test_who_needs_more_than_all_of_them_have_is_refused_and_ends_none() -> None:
     async with preloading() as world:
         world.want(1)
-        await world.ready(1)
-        world.inside.registry.dom0.features["preload-dispvm-delay"] = "-1"
-        world.inside.host_memory.free = 100
+        (name,) = await world.ready(1)
+        need = world.inside.lifecycle.ledger._promises[world.vm(name).uuid].total
+        world.inside.host_memory.free = 200 + need + need // 2  # nothing is short, and too little for a second one
+        world.inside.inventory.editor.set_property(world.vm("other"), "memory", str(2 * need))
         with pytest.raises(MemoryRefusedError):
             await soon(world.inside.lifecycle.start(world.vm("other"), QUIETLY))
+        assert await world.ready(1) == [name]
 
 
 async def test_memory_below_the_threshold_ends_them_one_by_one() -> None:

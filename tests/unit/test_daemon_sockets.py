@@ -16,6 +16,7 @@ import pytest
 from crannog.api.server import Server
 from crannog.api.table import Family
 from crannog.config import SYSTEM_HOME, Paths, Settings
+from crannog.daemon.main import announce_ready
 from crannog.daemon.sockets import build_servers, raise_descriptor_limit, serving
 from crannog.errors import DaemonError, ValueRefusedError
 from tests.fakes import Inside, build_inside, short_folder, template_and_app
@@ -370,3 +371,12 @@ async def test_a_caller_of_another_user_at_the_homes_own_socket(inside: Inside) 
             assert await call_as(inside.paths.daemon_socket, MEMBER, GROUP, [0]) == b"not a byte"
         assert not server.admits(Peer(MEMBER, GROUP, 0))  # type: ignore[arg-type]
         assert (await ask(inside.paths.daemon_socket, LIST)).startswith(b"0\0work ")
+
+
+def test_a_tool_that_is_gone_does_not_end_the_daemon_that_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "dup2", lambda *_descriptors: None)  # this process goes on with its own stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    announce_ready(writer)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.close(writer)

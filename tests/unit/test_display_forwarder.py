@@ -36,7 +36,7 @@ time.sleep(0 if len(sys.argv) < 4 else 60)
 SERVE = """
 import sys
 from crannog.display import forwarder
-forwarder.AGREE_SECONDS, forwarder.WAIT_SECONDS, forwarder.GONE_SECONDS, forwarder.PAUSES = 1.0, 2.0, 0.5, (0.05,)
+forwarder.AGREE_SECONDS, forwarder.WAIT_SECONDS, forwarder.GONE_SECONDS, forwarder.PAUSES = 3.0, 2.0, 0.5, (0.05,)
 forwarder.SHORT_PAUSES = (0.05,)
 command = [sys.executable, "-c", sys.argv[3]]
 look = forwarder.parse_look("work", "#cc0000")

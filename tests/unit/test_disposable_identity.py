@@ -1,5 +1,6 @@
 """What each disposable has of its own: numbers from its own one, and what its guest makes of what it is told."""
 
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -78,12 +79,31 @@ class Guest:
     def read(self, name: str) -> str:
         return (self.folder / name).read_text()
 
-    def run(self) -> None:
+    def run(self, *arguments: str, code: int = 0) -> None:
         script = re.sub(
-            r"(?<![\w/])/(proc|sys|etc|dev|var)/", rf"{self.folder}/\1/", read_file("fresh-identity").decode()
+            r"(?<![\w/])/(proc|sys|etc|dev|var|run)/", rf"{self.folder}/\1/", read_file("fresh-identity").decode()
         )
-        done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=False, timeout=60)
-        assert (done.returncode, done.stderr) == (0, b"")
+        environment = os.environ | {"PATH": f"{self.folder}/bin:{os.environ['PATH']}"}
+        command = ["/bin/sh", "-c", script, "fresh-identity", *arguments]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60, env=environment)
+        assert (done.returncode, done.stderr) == (code, b"")
+
+    def save(self) -> None:
+        """Be a guest that was saved: its kernel and firmware say who it was."""
+        self.write("proc/cmdline", f"quiet systemd.machine_id={'e' * 32} crannog.disposable crannog.name=disp1 last")
+        self.write("etc/machine-id", "e" * 32)
+        self.write("sys/class/dmi/id/product_uuid", "eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee")
+        self.write("sys/class/dmi/id/chassis_serial", "disp1")
+        (self.folder / "proc/sys/kernel/random").mkdir()
+        self.write("proc/sys/kernel/random/boot_id", "the boot of the other")
+        self.write("proc/sys/kernel/random/uuid", "another boot")
+        (self.folder / "bin").mkdir()
+        # What mount(8) does with a table of binds, but that nothing is mounted.
+        self.write(
+            "bin/mount",
+            '#!/bin/sh\n[ "$1 $2" = "-a -T" ] && while read -r new old _; do cat "$new" >"$old"; done <"$3"',
+        )
+        (self.folder / "bin/mount").chmod(0o755)
 
 
 @pytest.fixture
@@ -158,3 +178,51 @@ def test_who_keeps_things_keeps_its_keys(guest: Guest, cmdline: str) -> None:
     guest.write("proc/cmdline", cmdline)
     guest.run()
     assert keys(guest) == before
+
+
+# -- one that was restored from memory
+
+
+def test_a_restored_one_is_told_who_it_is(guest: Guest) -> None:
+    before = make_keys(guest)
+    guest.save()
+    guest.write("var/lib/urandom/random-seed", "seed")
+    guest.run(UUID, "disp7")
+    assert guest.read("etc/machine-id") == f"{HEX}\n"
+    assert guest.read("proc/sys/kernel/hostname") == "disp7\n"
+    assert not set(keys(guest).values()) & set(before.values())
+    assert all(text.endswith(" root@disp7\n") for name, text in keys(guest).items() if name.endswith(".pub"))
+    assert not (guest.folder / "var/lib/urandom/random-seed").exists()
+
+
+def test_what_kernel_and_firmware_say_is_covered(guest: Guest) -> None:
+    guest.save()
+    guest.run(UUID, "disp7")
+    assert guest.read("proc/cmdline").split() == [
+        "quiet", f"systemd.machine_id={HEX}", "crannog.disposable", "crannog.name=disp7", "last",
+    ]  # fmt: skip
+    assert guest.read("proc/sys/kernel/random/boot_id") == "another boot\n"
+    assert guest.read("sys/class/dmi/id/product_uuid") == f"{UUID}\n"
+    assert guest.read("sys/class/dmi/id/chassis_serial") == "disp7\n"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (guest.folder / "run/crannog/restored").iterdir()}
+    assert (modes["product_uuid"], modes["chassis_serial"], modes["cmdline"] & 0o444) == (0o600, 0o600, 0o444)
+
+
+def test_a_guest_without_firmware_tables_needs_no_cover_for_them(guest: Guest) -> None:
+    guest.save()
+    for name in ("product_uuid", "chassis_serial"):
+        (guest.folder / "sys/class/dmi/id" / name).unlink()
+    guest.run(UUID, "disp7")
+    assert guest.read("etc/machine-id") == f"{HEX}\n"
+
+
+@pytest.mark.parametrize("missing", ["the mount", "the machine-id"])
+def test_half_an_identity_is_a_failure(guest: Guest, missing: str) -> None:
+    """The agent then announces nothing, and the host ends this guest."""
+    guest.save()
+    if missing == "the mount":
+        guest.write("bin/mount", "#!/bin/sh\nexit 32")
+    else:
+        (guest.folder / "etc/machine-id").unlink()
+        (guest.folder / "etc/machine-id").mkdir()
+    guest.run(UUID, "disp7", code=1)

@@ -665,7 +665,7 @@ FEW_FAILURES = st.sampled_from((*[None] * 9, *FAILURES))
 SEQUENCES = st.lists(st.tuples(STEPS, FEW_FAILURES), min_size=15, max_size=30)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEQUENCES)
 def test_whatever_is_done_the_registry_is_what_was_saved_last(
     steps: list[tuple[tuple[str, str, str, str], BaseException | None]],

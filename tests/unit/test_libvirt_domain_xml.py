@@ -13,7 +13,7 @@ from lxml import etree
 from crannog.adapters.libvirt.domain_xml import build_domain_xml
 from crannog.adapters.libvirt.xml.machine import _machines
 from crannog.core.clock import Basis, Clock
-from crannog.core.domain import Boot, Channel, Disk, DomainSpec, HostCapabilities
+from crannog.core.domain import Boot, Channel, Disk, DomainSpec, HostCapabilities, MemoryFiles
 from crannog.core.hypervisor_kinds import KINDS
 from crannog.core.virt_modes import MODES
 from crannog.errors import HypervisorError
@@ -65,6 +65,11 @@ RESCUE = replace(HVM, boot=Boot.DRIVE, disks=(*HVM.disks, RESCUE_DISK))
 GROWING = replace(PVH, maxmem=4000, clock=Clock(offset=-3600))
 
 
+SAVED = MemoryFiles("/home/vm/memory-images/0f4a54e5/memory", "/home/vm/memory-images/0f4a54e5/state", is_saved=True)
+SEEDLING = replace(PVH, memory_files=replace(SAVED, is_saved=False))
+RESTORED = replace(PVH, memory_files=SAVED)
+
+
 def on_xen(spec: DomainSpec) -> DomainSpec:
     return replace(spec, disks=KINDS["xen"].name_disks(spec.disks, is_virtio=False))
 
@@ -76,6 +81,8 @@ CASES = {
     "domain-pvh-tcg": (PVH, TCG),
     "domain-pvh-kvm": (PVH, KVM),
     "domain-pvh-growing-tcg": (GROWING, TCG),
+    "domain-pvh-seedling-tcg": (SEEDLING, TCG),
+    "domain-pvh-restored-kvm": (RESTORED, KVM),
     "domain-hvm-tcg": (replace(HVM, clock=Clock(Basis.LOCAL)), TCG),
     "domain-hvm-kvm": (HVM, KVM),
     "domain-hvm-cdrom-tcg": (INSTALLER, TCG),

@@ -119,6 +119,15 @@ def test_the_command_line_of_qemu_can_be_added(merge: Merge) -> None:
     assert values(root, f"{{{uri}}}commandline/{{{uri}}}arg", "value") == ["-S"]
 
 
+@pytest.mark.parametrize("kind", ["qemu", "xen"])
+def test_words_are_added_to_a_command_line_that_is_there(kind: str) -> None:
+    uri = f"http://libvirt.org/schemas/domain/{kind}/1.0"
+    line = f"<domain xmlns:k='{uri}'><k:commandline><k:arg value='{{}}'/></k:commandline></domain>"
+    ours, theirs = etree.fromstring(line.format("-vnc")), etree.fromstring(line.format("-S"))
+    merge_override(ours, theirs, "work.xml")
+    assert values(ours, f"{{{uri}}}commandline/{{{uri}}}arg", "value") == ["-vnc", "-S"]
+
+
 def test_comments_are_ignored(merge: Merge) -> None:
     assert merge("<!-- why --><domain><!-- <name>x</name> --><?odd?><vcpu>3</vcpu></domain>").findtext("vcpu") == "3"
 

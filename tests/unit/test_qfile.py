@@ -120,7 +120,7 @@ def plant(path: bytes, tree: tuple[str, int, object]) -> None:
     os.utime(path, ns=(10**18 + mode, 10**18 + 7 * mode), follow_symlinks=False)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(trees=st.dictionaries(NAMES, TREES, min_size=1, max_size=4))
 def test_a_tree_arrives_as_it_was(trees: dict[bytes, tuple[str, int, object]]) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -263,7 +263,7 @@ def test_a_stream_that_is_cut_anywhere_leaves_nothing(tmp_path: Path) -> None:
     assert receive(stream, tmp_path)[0] == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=200), at=st.integers(0, 150))
 def test_nothing_that_comes_breaks_a_receiver(data: bytes, at: int) -> None:
     stream = entry(b"d", FOLDER) + entry(b"d/f", data=b"data") + entry(b"d", FOLDER) + qfile.END

@@ -188,6 +188,9 @@ def test_a_caller_that_goes_away_ends_its_command(world: World, agent: FakeAgent
     call.kill()
     wait_until(lambda: not os.path.exists(f"/proc/{mark.read_text().strip()}"))
     assert world.run("echo on") == (0, b"on\n", b"")
+    time.sleep(0.3)
+    started = [name for name, _ in agent.requests].count("guest-exec")
+    assert started == 3, "the command, what ended it, which nobody ends, and the last one"
 
 
 def test_ours_takes_over_when_it_comes(world: World, agent: FakeAgent) -> None:

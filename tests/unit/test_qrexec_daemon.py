@@ -212,7 +212,7 @@ def test_an_agent_that_restarts(pair: tuple[Daemon, Agent]) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        os.urandom(64).replace(b"\0", b"\1"),
+        pytest.param(os.urandom(64).replace(b"\0", b"\1"), id="rubbish"),
         struct.pack("<II", 0x7777, 0),
         struct.pack("<III", HELLO, 4, 4),
         struct.pack("<II", EXEC, 8) + bytes(8),

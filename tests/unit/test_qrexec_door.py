@@ -15,7 +15,8 @@ import pytest
 
 from crannog.config import Paths
 from crannog.rpc import frames
-from crannog.rpc.agents import VMProcesses, discard_dead_sockets
+from crannog.rpc.agents import VMProcesses
+from crannog.rpc.strays import discard_dead_sockets
 from tests.unit.guest_peer import GuestPeer, guest_peer, policy_stand_in
 from tests.unit.qrexec_world import (
     CONNECT,

@@ -14,6 +14,7 @@ import pytest
 from crannog.config import Paths
 from crannog.rpc import frames
 from tests.unit.guest_peer import SECONDS, GuestPeer, guest_peer, policy_stand_in
+from tests.unit.rpc_world import is_alive
 
 
 @pytest.fixture
@@ -36,13 +37,6 @@ def install(peer: GuestPeer, name: str, script: str) -> None:
     path = folder / name
     path.write_text("#!/bin/sh\n" + script)
     path.chmod(0o755)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def call(peer: GuestPeer, service: str, data: bytes = b"", target: str = "dom0") -> tuple[bytes, bytes, int]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,40 @@ def test_the_command_line_says_all_of_a_place(monkeypatch: pytest.MonkeyPatch) -
         assert words[:4] == [sys.executable, "-I", "-m", PROGRAM]
         assert main(words[4:]) == 0
     assert served == [(place, 0), (Place("work", "/run/ch", "/run/rpc.sock"), 0)]
+
+
+# -- a child that is slow
+
+
+async def test_a_process_that_lives_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow host it may take long until it listens: to start another one would make that longer."""
+    monkeypatch.setattr("crannog.rpc.agents.CONNECT_TIMEOUT", 0.05)
+    bear = nursery_link.NurseryLink.bear
+    born: list[nursery_link.RpcChild] = []
+
+    async def bear_asleep(*arguments: Any) -> nursery_link.RpcChild:  # noqa: ANN401
+        child = await bear(*arguments)
+        child.send_signal(signal.SIGSTOP)
+        born.append(child)
+        return child
+
+    monkeypatch.setattr(nursery_link.NurseryLink, "bear", bear_asleep)
+    paths = Paths(str(tmp_path))
+    for needed in (paths.run, paths.logs):
+        os.makedirs(needed, exist_ok=True)
+    processes, heard = VMProcesses(paths), asyncio.Event()
+    processes.listen(lambda *_: heard.set())
+    await processes.start(UUID, "work", "user")
+    try:
+        await asyncio.sleep(0.3)
+        assert not heard.is_set()
+        born[0].send_signal(signal.SIGCONT)
+        await asyncio.wait_for(heard.wait(), 20)
+        assert len(born) == 1
+    finally:
+        born[-1].send_signal(signal.SIGCONT)
+        await processes.stop(UUID)
+        await processes.close()
 
 
 # -- what a child has

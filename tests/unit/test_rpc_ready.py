@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crannog.config import Paths
-from crannog.rpc import agents
+from crannog.rpc import exercise
 from crannog.rpc.agents import VMProcesses
 from tests.fakes import short_folder
 from tests.unit.rpc_world import World, wait_until
@@ -27,8 +27,10 @@ class ReadyWorld(World):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.paths = Paths(str(folder / "home"), str(folder / "cache"))
-        for path in (self.paths.run, self.paths.logs):
+        self.services = str(folder / "services")
+        for path in (self.paths.run, self.paths.logs, self.services):
             os.makedirs(path)
+        os.environ["QREXEC_SERVICE_PATH"] = self.services  # the agent's; the fixture puts it back
         self.rpc_socket = self.paths.rpc_socket("vm1")
         self.start_all()
         self.agent = self.children[-1]
@@ -40,7 +42,8 @@ class ReadyWorld(World):
 
 
 @pytest.fixture
-def world() -> Iterator[ReadyWorld]:
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReadyWorld]:
+    monkeypatch.setenv("QREXEC_SERVICE_PATH", "")
     with short_folder() as folder:
         world = ReadyWorld(folder)
         yield world
@@ -60,8 +63,18 @@ async def test_the_next_command_has_its_shell_already(world: ReadyWorld) -> None
     assert world.shells() == []
 
 
+async def test_windows_are_there_before_it_is_ready(world: ReadyWorld) -> None:
+    service = Path(world.services, "qubes.WaitForSession")
+    service.write_text(f"#!/bin/sh\nread -r user; sleep 0.3; echo $user >{world.folder}/waited\n")
+    service.chmod(0o755)
+    await exercise.exercise(world.paths.rpc_socket("vm1"), USER)
+    assert Path(world.folder, "waited").read_text() == f"{USER}\n"
+    service.write_text("#!/bin/sh\nexit 1\n")
+    await exercise.exercise(world.paths.rpc_socket("vm1"), USER)  # none came: it is used without
+
+
 async def test_a_guest_that_does_not_answer_is_given_up(world: ReadyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents, "EXERCISE_TIMEOUT", 0.5)
+    monkeypatch.setattr(exercise, "COMMAND_TIMEOUT", 0.5)
     processes = VMProcesses(world.paths)
     await processes.adopt(UUID, "vm1", ME)
     world.agent.kill()

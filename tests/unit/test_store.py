@@ -528,14 +528,13 @@ def test_a_costly_file_is_read_or_refused_at_little_cost(name: str) -> None:
     assert measure(make, seconds)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_refused_with_a_storage_error(data: bytes) -> None:
     with pytest.raises(StorageError):
         read(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_file_is_read_or_refused_with_a_storage_error(data: st.DataObject) -> None:
     registry = full_registry()

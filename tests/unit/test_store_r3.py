@@ -722,7 +722,7 @@ def draw_document(data: st.DataObject) -> str:
     )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_values_are_read_or_refused(data: st.DataObject) -> None:
     text = draw_document(data)

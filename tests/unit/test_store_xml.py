@@ -190,7 +190,6 @@ LEGAL_TEXT = st.text(LEGAL.filter(lambda char: char not in "\ufffe\uffff"), max_
 PAIRS = st.dictionaries(LEGAL_TEXT.filter(bool), LEGAL_TEXT, max_size=4)
 
 
-@settings(deadline=None)
 @given(PAIRS, PAIRS, LEGAL_TEXT)
 def test_any_text_that_xml_can_hold_comes_back(features: dict[str, str], options: dict[str, str], text: str) -> None:
     registry = new_registry()
@@ -909,7 +908,7 @@ def started() -> Registry:
     return registry
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(OPERATIONS)
 def test_any_sequence_of_operations_comes_back(operations: Operations) -> None:
     """An operation is refused and then has changed nothing, or is made; what is made comes back."""
@@ -926,7 +925,7 @@ def test_any_sequence_of_operations_comes_back(operations: Operations) -> None:
     assert write(loaded) == write(registry)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(OPERATIONS, st.sets(st.integers(0, 24)))
 def test_a_writer_that_remembers_writes_what_a_fresh_one_does(operations: Operations, saves: set[int]) -> None:
     registry, writer = started(), R4Writer()
@@ -938,7 +937,7 @@ def test_a_writer_that_remembers_writes_what_a_fresh_one_does(operations: Operat
     assert writer.to_bytes(registry) == write(registry)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(OPERATIONS, st.sets(st.integers(0, 24)), st.booleans())
 def test_a_writer_that_has_learned_means_what_a_fresh_one_does(
     operations: Operations, saves: set[int], is_ours: bool

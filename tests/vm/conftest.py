@@ -34,11 +34,15 @@ def work(shared_home: Home) -> Iterator[str]:
     shared_home.ok("qvm-remove", "--force", "work")
 
 
-@pytest.fixture(scope="module")
-def running(shared_home: Home) -> Iterator[str]:
-    """Return the name of a running AppVM that the tests of one module share."""
+@pytest.fixture(scope="session")
+def runner(shared_home: Home) -> str:
+    """Return the name of a halted AppVM; it ends with the home."""
     shared_home.ok("qvm-create", "--template", "debian-12", "runner")
-    shared_home.ok("qvm-start", "--wait", "runner")
-    yield "runner"
-    shared_home.run("qvm-kill", "runner")
-    shared_home.ok("qvm-remove", "--force", "runner")
+    return "runner"
+
+
+@pytest.fixture(scope="module")
+def running(shared_home: Home, runner: str) -> str:
+    """Return the name of a running AppVM that modules share: whoever ends it has the next one boot it again."""
+    shared_home.ok("qvm-start", "--wait", "--skip-if-running", runner)
+    return runner

@@ -1,6 +1,7 @@
 """A home with a disposable template, and what tests of disposables look at."""
 
 import contextlib
+import glob
 import os
 import shutil
 import time
@@ -15,9 +16,15 @@ FILL_SECONDS = 120
 
 
 @contextmanager
-def disposable_home(home: Home) -> Iterator[Home]:
-    """Give a home the AppVM `dvm`, from which disposables start by default."""
+def disposable_home(home: Home, *, restores: bool = False) -> Iterator[Home]:
+    """Give a home the AppVM `dvm`, from which disposables start by default.
+
+    Unless `restores`, none is restored from memory: a VM that comes and goes to be saved would be among those that are
+    counted, and all would take less time than what is tested has.
+    """
     home.ok("qvm-create", "--template", "debian-12", DVM)
+    if not restores:
+        home.ok("qvm-features", DVM, "restore-dispvm", "")
     home.ok("qvm-prefs", DVM, "template_for_dispvms", "True")
     home.ok("qubes-prefs", "default_dispvm", DVM)
     yield home
@@ -50,6 +57,16 @@ def ready(home: Home) -> list[str]:
     lines = home.ok("qvm-ls", "--raw-data", "--fields", "name,is_preload,state").splitlines()
     rows = [line.split("|") for line in lines]
     return sorted(name for name, is_preload, state in rows if (is_preload, state) == ("True", "Paused"))
+
+
+def find_images(home: str) -> list[str]:
+    """Return the folders of the whole memory images in a home."""
+    return [os.path.dirname(path) for path in glob.glob(f"{home}/memory-images/*/manifest.json")]
+
+
+def image_of(home: Home) -> str:
+    """Return the folder of the memory image; empty when there is none."""
+    return next(iter(find_images(home.path)), "")
 
 
 def none_is_left(home: Home, but: int = 0) -> None:

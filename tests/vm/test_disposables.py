@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import crannog.client
 from crannog.errors import RpcError, VMNotFoundError
 from tests.vm.disposables import (
     DVM,
+    FILL_SECONDS,
     disposable_home,
     disposables,
     domains,
@@ -128,6 +130,7 @@ def test_ready_ones_are_told_apart_and_are_nobodys(home: Home) -> None:
     home.ok("qvm-run", "--all", "true")  # which does not wait for one that is paused
 
 
+@pytest.mark.slow
 def test_more_callers_than_there_are_ready(home: Home) -> None:
     want(home, 2)
     first = set(ready(home))
@@ -206,6 +209,7 @@ def test_a_daemon_that_is_killed_while_one_starts_leaves_nothing(home: Home, sec
     assert {name for name in domains(home) if name.startswith("disp")} == set()
 
 
+@pytest.mark.slow
 def test_a_change_of_the_template_makes_new_ones(home: Home) -> None:
     refill_later(home, never=False)
     want(home, 1)
@@ -220,6 +224,45 @@ def test_a_change_of_the_template_makes_new_ones(home: Home) -> None:
 CYCLES = 20
 
 
+def test_memory_short_ends_what_waits(home: Home) -> None:
+    before = domains(home)
+    want(home, 2)
+    home.ok("qvm-features", "dom0", "preload-dispvm-threshold", str(2**24))  # MiB: more than any host has
+    try:
+        wait_until(lambda: not disposables(home), "none waits", FILL_SECONDS)
+        assert domains(home) == before
+    finally:
+        home.ok("qvm-features", "--unset", "dom0", "preload-dispvm-threshold")
+    wait_until(lambda: len(ready(home)) == 2, "two wait again", FILL_SECONDS)
+
+
+def free_memory(home: Home, vm: str) -> tuple[int, int]:
+    """Return what is free for a VM as a refusal says it, and what QEMU needs besides the guest's, in MiB."""
+    home.ok("qvm-prefs", vm, "memory", str(2**20))
+    complaint = home.run("qvm-start", vm).stderr.decode()
+    overhead, free = re.findall(r"and (\d+) MiB for QEMU, but (\d+) MiB are free", complaint)[0]
+    return int(free), int(overhead) - 2**20 // 512
+
+
+def test_who_waits_makes_room_for_who_is_asked_for(home: Home) -> None:
+    want(home, 2)
+    waiting = ready(home)
+    home.ok("qvm-create", "--template", "debian-12", "big")
+    try:
+        home.ok("qvm-prefs", "big", "maxmem", "0")
+        free, overhead = free_memory(home, "big")
+        assert ready(home) == waiting, "they would not have been enough, so none has ended"
+        home.ok("qvm-prefs", "big", "memory", str((free + 600 - overhead) * 512 // 513))
+        home.ok("qvm-start", "big")
+        left = disposables(home)
+        assert len(left) < 2
+        assert set(left) < set(waiting)
+    finally:
+        home.run("qvm-kill", "big")
+        home.ok("qvm-remove", "--force", "big")
+
+
+@pytest.mark.slow
 def test_cycles_leave_nothing(home: Home) -> None:
     """Some run a command, which takes a boot; the others are made and removed."""
     home.ok("qvm-run", "--dispvm", "true")
@@ -255,7 +298,7 @@ def test_the_library(home: Home) -> None:
         async with crannog.client.disposable(DVM, home=home.path) as vm:
             await vm.write("/tmp/in", b"\0binary" * 1000)
             assert await vm.read("/tmp/in") == b"\0binary" * 1000
-            result = await vm.run(["sh", "-c", "wc -c; echo no >&2; exit 3"], input=b"12345")
+            result = await vm.run(["sh", "-c", "wc -c; echo no >&2; exit 3"], stdin=b"12345")
             assert (result.exit_code, result.stdout, result.stderr) == (3, b"5\n", b"no\n")
             with pytest.raises(TimeoutError):
                 await vm.run("sleep 1000", timeout=1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.vm
 
 MIB = 2**20
 WORDS = "crannog.volatile=/dev/vdc crannog.modules=/dev/vdd"
+NO_MARK = "test ! -e /usr/bin/mark && test ! -e /root/mark"
 WRITE = "dd if=/dev/urandom of=/root/mark bs=1M count=24 status=none && touch /usr/bin/mark && sync"
 
 
@@ -66,6 +68,7 @@ def allocated(path: Path) -> int:
 
 
 def test_writes_to_root_land_on_the_volatile_disk_alone(root: Path, volatile: Path, kernel: KernelImage) -> None:
+    """Neither a reset nor a start with a new volatile disk finds anything of them."""
     before, disks = digest(root), list_disks(root, volatile, kernel)
     with boot(root.parent / "1", disks, *boot_options(kernel, WORDS)) as guest:
         guest.wait_for_agent()
@@ -74,37 +77,26 @@ def test_writes_to_root_land_on_the_volatile_disk_alone(root: Path, volatile: Pa
         swap = guest.run("cat /proc/swaps").splitlines()
         assert len(swap) == 2
         assert int(swap[1].split()[2]) == 256 * 1024 - 4  # KiB: a quarter, less the page with its signature
-        guest.run(WRITE)
+        guest.run(f"{NO_MARK} && {WRITE}")
         assert 24 * MIB <= allocated(volatile) < 64 * MIB
+        guest.run("touch /home/user/kept && sync")
+        guest.restart()
+        guest.wait_for_agent()
+        guest.run(NO_MARK)
+        assert guest.run("findmnt -n -o SOURCE /") == "/dev/mapper/crannog-root\n"
+        guest.run("grep -q ^/ /proc/swaps")
+        guest.run(WRITE)
+        guest.power_off()
+    volatile.unlink()
+    make_disk(volatile)
+    with boot(root.parent / "2", disks, *boot_options(kernel, WORDS)) as guest:
+        guest.wait_for_agent()
+        guest.run(f"{NO_MARK} && touch /usr/bin/mark && test -e /home/user/kept")
         guest.power_off()
     assert digest(root) == before
 
 
-def test_a_new_volatile_disk_is_a_new_start(root: Path, volatile: Path, kernel: KernelImage) -> None:
-    disks = list_disks(root, volatile, kernel)
-    for number in (1, 2):
-        with boot(root.parent / str(number), disks, *boot_options(kernel, WORDS)) as guest:
-            guest.wait_for_agent()
-            guest.run("test ! -e /usr/bin/mark && test ! -e /root/mark")
-            guest.run(f"{WRITE} && touch /home/user/kept-{number} && test -e /home/user/kept-1")
-            guest.power_off()
-        volatile.unlink()
-        make_disk(volatile)
-
-
-def test_a_reset_trusts_nothing_of_the_session_before(root: Path, volatile: Path, kernel: KernelImage) -> None:
-    disks = list_disks(root, volatile, kernel)
-    with boot(root.parent / "1", disks, *boot_options(kernel, WORDS)) as guest:
-        guest.wait_for_agent()
-        guest.run(WRITE)
-        guest.restart()
-        guest.wait_for_agent()
-        guest.run("test ! -e /usr/bin/mark && test ! -e /root/mark")
-        assert guest.run("findmnt -n -o SOURCE /") == "/dev/mapper/crannog-root\n"
-        guest.run("grep -q ^/ /proc/swaps")
-        guest.power_off()
-
-
+@pytest.mark.slow
 def test_a_volatile_disk_full_of_anything_is_as_good(root: Path, volatile: Path, kernel: KernelImage) -> None:
     volatile.write_bytes(b"SnAp" + os.urandom(80 * MIB - 4))
     with boot(root.parent / "1", list_disks(root, volatile, kernel), *boot_options(kernel, WORDS)) as guest:
@@ -140,6 +132,7 @@ def test_without_a_layer_memory_is_put_over_root(
     assert allocated(volatile) == 0
 
 
+@pytest.mark.slow
 def test_without_its_driver_memory_is_put_over_root(
     root: Path, volatile: Path, kernel: KernelImage, tmp_path: Path
 ) -> None:
@@ -174,16 +167,26 @@ def remove_from_initramfs(path: Path, tmp_path: Path, *names: str) -> str:
     return str(changed)
 
 
-@pytest.mark.parametrize("words", [WORDS, ""])
-def test_a_root_that_was_not_unmounted_is_no_obstacle(
-    root: Path, volatile: Path, kernel: KernelImage, words: str
-) -> None:
-    """What is below must be mended while it cannot be written: its journal is not empty."""
-    with boot(root.parent / "1", list_disks(root, volatile, kernel, is_readonly=False), *boot_options(kernel)) as guest:
+@pytest.fixture(scope="module")
+def in_use(tmp_path_factory: pytest.TempPathFactory, kernel: KernelImage, pv: TemplateImage) -> Path:
+    """Return a root that was not unmounted: its journal is not empty."""
+    folder = tmp_path_factory.mktemp("in-use")
+    root, volatile = make_overlay(folder / "root.qcow2", pv.root_img), make_disk(folder / "volatile")
+    with boot(folder / "1", list_disks(root, volatile, kernel, is_readonly=False), *boot_options(kernel)) as guest:
         guest.wait_for_agent()
         guest.run("touch /usr/bin/below && sync && touch /usr/bin/late && sync /usr/bin/late")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [WORDS, ""])
+def test_a_root_that_was_not_unmounted_is_no_obstacle(
+    root: Path, volatile: Path, kernel: KernelImage, in_use: Path, words: str
+) -> None:
+    """What is below must be mended while it cannot be written."""
+    shutil.copyfile(in_use, root)
     before = digest(root)
-    with boot(root.parent / "2", list_disks(root, volatile, kernel), *boot_options(kernel, words)) as guest:
+    with boot(root.parent / "1", list_disks(root, volatile, kernel), *boot_options(kernel, words)) as guest:
         guest.wait_for_agent()
         guest.run("touch /usr/bin/mark && test -e /usr/bin/below")
         if words:
@@ -192,30 +195,25 @@ def test_a_root_that_was_not_unmounted_is_no_obstacle(
     assert digest(root) == before
 
 
+@pytest.mark.slow
 def test_a_root_that_is_written_on_the_host_has_one_layer_and_swap(
     root: Path, volatile: Path, kernel: KernelImage
 ) -> None:
-    disks = list_disks(root, volatile, kernel, is_readonly=False)
-    with boot(root.parent / "1", disks, *boot_options(kernel, WORDS)) as guest:
+    """What starts from it later gets the modules of a kernel that this root knows nothing of any more."""
+    folder, disks = f"/usr/lib/modules/{kernel.release}", list_disks(root, volatile, kernel, is_readonly=False)
+    options = boot_options(kernel, WORDS)
+    with boot(root.parent / "1", disks, *options) as guest:
         guest.wait_for_agent()
         assert guest.run("findmnt -n -o SOURCE /") == "/dev/vda\n"
         swap = guest.run("cat /proc/swaps").splitlines()
         assert [line.split()[0] for line in swap[1:]] == ["/dev/vdc"]
         assert int(swap[1].split()[2]) == 256 * 1024 - 4
         guest.run(f"test ! -e /dev/mapper/crannog-root && {WRITE}")
-        guest.power_off()
-    assert allocated(volatile) < MIB
-    assert allocated(root) > 24 * MIB
-
-
-def test_modules_of_a_kernel_that_root_knows_nothing_of(root: Path, volatile: Path, kernel: KernelImage) -> None:
-    folder, disks = f"/usr/lib/modules/{kernel.release}", list_disks(root, volatile, kernel, is_readonly=False)
-    options = boot_options(kernel, WORDS)
-    with boot(root.parent / "1", disks, *options) as guest:
-        guest.wait_for_agent()
         assert guest.run("grep -c /lib/modules/ /proc/mounts || true") == "0\n"
         guest.run(f"rm -r {folder}")
         guest.power_off()
+    assert allocated(volatile) < MIB
+    assert allocated(root) > 24 * MIB
     with boot(root.parent / "2", list_disks(root, volatile, kernel), *options) as guest:
         guest.wait_for_agent()
         assert guest.run(f"findmnt -n -o SOURCE,FSTYPE,OPTIONS {folder}").split() == ["/dev/vdd", "ext4", "ro,relatime"]

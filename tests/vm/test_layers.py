@@ -98,6 +98,7 @@ def test_b1_what_a_killed_guest_wrote_is_gone(shared_home: Home, work: str) -> N
     wait_until(lambda: own.names() & {"volatile.img", "root.volatile.qcow2"} == set(), "both layers are gone")
 
 
+@pytest.mark.slow
 def test_b1_pv_after_a_restart_of_the_daemon(shared_home: Home, work: str) -> None:
     """What a daemon that was killed has left is found, and dropped, when the VM ends."""
     home = shared_home
@@ -109,6 +110,7 @@ def test_b1_pv_after_a_restart_of_the_daemon(shared_home: Home, work: str) -> No
     wait_until(lambda: own.names() & {"volatile.img", "root.volatile.qcow2"} == set(), "both layers are gone")
 
 
+@pytest.mark.slow
 def test_own_roots_are_written_on_the_host_and_have_swap_on_the_volatile_disk(shared_home: Home) -> None:
     home = shared_home
     home.ok("qvm-clone", "--class", "StandaloneVM", "debian-12", "alone")

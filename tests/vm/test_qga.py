@@ -1,6 +1,5 @@
 """A real guest that has Debian's qemu-guest-agent and not our agent."""
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -14,8 +13,8 @@ from crannog.client.rpc import read_status
 from crannog.config import Paths
 from crannog.guest import agent
 from crannog.images.builder import build_template
-from crannog.images.recipe import RECIPES
 from tests.vm.home import Home, wait_until
+from tests.vm.images import FOREIGN
 
 pytestmark = pytest.mark.vm
 
@@ -34,9 +33,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a root disk with QEMU's guest agent in the place of ours."""
     launcher = tmp_path_factory.mktemp("qga") / "agent.py"
     launcher.write_text(LAUNCHER)
-    plain = RECIPES["debian-12"]
-    recipe = dataclasses.replace(plain, name="debian-12-qga", packages=(*plain.packages, "qemu-guest-agent"))
-    return build_template(recipe, "pv", Paths().cache, report, agent_path=str(launcher)).root_img
+    return build_template(FOREIGN, "pv", Paths().cache, report, agent_path=str(launcher)).root_img
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +114,7 @@ def test_much_data_and_the_limits(home: Home, foreign: str) -> None:
     assert done.stderr == b"the output is cut: QEMU's guest agent keeps 16 MiB of each\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", ["root", "user"])
 def test_a_caller_that_goes_away_ends_its_command(home: Home, foreign: str, user: str) -> None:
     command = "echo $$ > /tmp/mark; sleep 7788; true"
@@ -129,6 +127,7 @@ def test_a_caller_that_goes_away_ends_its_command(home: Home, foreign: str, user
     home.ok("qvm-run", foreign, "rm /tmp/mark")
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_killed_takes_its_commands_with_it(home: Home, foreign: str) -> None:
     call = home.popen("qvm-run", foreign, "sleep 60", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     time.sleep(1)
@@ -139,6 +138,7 @@ def test_an_agent_that_is_killed_takes_its_commands_with_it(home: Home, foreign:
     assert home.ok("qvm-run", foreign, "echo again") == "again\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["reboot", "echo b >/proc/sysrq-trigger"], ids=["reboot", "reset"])
 def test_a_guest_that_restarts_itself_is_found_again(home: Home, foreign: str, command: str) -> None:
     boot_id = "cat /proc/sys/kernel/random/boot_id"
@@ -154,6 +154,7 @@ def test_a_guest_that_restarts_itself_is_found_again(home: Home, foreign: str, c
     )
 
 
+@pytest.mark.slow
 def test_another_rpc_process_finds_it_as_well(home: Home, foreign: str) -> None:
     os.kill(home.rpc_process(foreign), signal.SIGKILL)
     wait_until(lambda: home.run("qvm-run", foreign, "echo on").stdout == b"on\n", "commands run", timeout=60)
@@ -169,8 +170,11 @@ def test_ours_takes_over_when_it_is_installed(home: Home, foreign: str) -> None:
     assert home.ok("qvm-ls", "--raw-data", "--fields", "flags", foreign).strip() == "srU------"
 
 
+@pytest.mark.slow
 def test_a_start_that_waits_for_ours_in_vain_is_content_with_qemus(home: Home, foreign: str) -> None:
-    home.ok("qvm-kill", foreign)  # ours was in memory only
+    home.ok("qvm-kill", foreign)  # if ours was there, it was in memory only
+    home.ok("qvm-features", foreign, "qrexec", "1")  # it said so once
+    home.run("qvm-features", "--unset", foreign, "qga")  # it has that, where ours was never there
     assert home.ok("qvm-start", "--dry-run", foreign).splitlines()[-1].startswith("wait")
     home.ok("qvm-start", foreign)
     assert state(home, foreign) == "fallback"

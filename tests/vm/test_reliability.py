@@ -1,6 +1,7 @@
-"""A few points of each series of faults, on each libvirt; `scripts/faults` has all of them."""
+"""A few points of each series of faults; `scripts/faults` has all of them, on each libvirt."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,42 @@ from tests.faults.sites import Site, open_site
 PAGE = Path(__file__).parents[2] / "docs/reliability.md"
 
 
-@pytest.fixture(scope="module", params=URIS)
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    with open_site(request.param) as site:
-        yield site
+EMBED, SESSION, SYSTEM = URIS
+QUICK = {
+    EMBED: ("qemu", "crannogd", "refusals"),
+    SESSION: ("libvirtd",),
+    SYSTEM: ("crannogd",),
+}
+"""What depends on whose libvirt it is: the end of libvirtd, what a daemon that dies leaves to it, and strangers.
+
+That disposables leave nothing is shown in test_disposables.py and test_restore.py, too.
+"""
+
+CASES = [
+    pytest.param(uri, name, marks=() if name in QUICK[uri] else pytest.mark.slow) for uri in URIS for name in SERIES
+]
+
+
+@pytest.fixture(scope="module")
+def find_site() -> Iterator[Callable[[str], Site]]:
+    """Return a function that gives the site on a libvirt: the one that is there already, or a new one in its place."""
+    with contextlib.ExitStack() as stack:
+        sites: dict[str, Site] = {}
+
+        def find(uri: str) -> Site:
+            if uri not in sites:
+                sites.clear()
+                stack.close()
+                sites[uri] = stack.enter_context(open_site(uri))
+            return sites[uri]
+
+        yield find
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("name", SERIES)
-def test_nothing_goes_wrong(site: Site, name: str) -> None:
-    series = SERIES[name]
+@pytest.mark.parametrize(("uri", "name"), CASES)
+def test_nothing_goes_wrong(find_site: Callable[[str], Site], uri: str, name: str) -> None:
+    site, series = find_site(uri), SERIES[name]
     results = series.run(site, series.few, print)
     # The embedded driver has no libvirtd that could be killed.
     assert results or (name == "libvirtd" and site.libvirtd is None)

@@ -62,6 +62,7 @@ def test_a_halted_vms_volumes_grow(shared_home: Home, alone: str) -> None:
         wait_until(lambda folder=folder: space_inside(home, alone, folder) > 11 * GIB, f"{folder} has followed")  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_a_template_with_revisions_grows_while_it_runs(shared_home: Home) -> None:
     """What it writes to is a layer; the revision that it becomes is larger than the one before."""
     home = shared_home

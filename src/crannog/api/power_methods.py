@@ -5,7 +5,7 @@ from collections.abc import Callable
 from crannog.api.table import Access, Call, Destination, Follow, Permission, Presence, Scope, method
 from crannog.core.drives import Drive, parse_drive
 from crannog.core.events import Event, Listener
-from crannog.core.preload_wishes import is_preloaded
+from crannog.core.preload_wishes import is_nobodys
 from crannog.core.startup import StartRequest
 from crannog.core.vms import LocalVM
 from crannog.errors import DeniedError, ProtocolError, ValueRefusedError, VMNotHaltedError
@@ -67,7 +67,7 @@ async def shutdown(call: Call) -> None:
     words = set(call.argument.split("+")) if call.argument else set()
     if not words <= {"force", "wait"}:
         raise ProtocolError("unexpected argument")
-    if is_preloaded(call.vm):  # it is paused, and nobody has anything in it
+    if is_nobodys(call.vm):  # it is paused, and nobody has anything in it
         await call.backend.power.kill(call.local_vm)
         return
     await call.backend.power.shutdown(call.local_vm, force="force" in words, wait="wait" in words)

@@ -1,6 +1,6 @@
 """The client of the Admin API that every tool uses: standard library only.
 
-For programs there is `crannog.client.disposable`: a VM for one piece of work (docs/disposables.md).
+For programs there is `crannog.client.disposable`: a VM for one piece of work (docs/untrusted.md).
 """
 
 TYPE_CHECKING = False

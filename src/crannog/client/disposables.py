@@ -1,4 +1,4 @@
-"""Disposables for programs: a VM for one piece of work, and nothing of it afterwards (docs/disposables.md).
+"""Disposables for programs: a VM for one piece of work, and nothing of it afterwards (docs/untrusted.md).
 
     async with disposable(template="untrusted") as vm:
         await vm.write("/tmp/in.pdf", data)
@@ -45,19 +45,22 @@ class Disposable:
         self,
         command: Sequence[str] | str,
         *,
-        input: bytes = b"",  # noqa: A002 - as in subprocess
+        stdin: bytes | str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - as in subprocess
         user: str = "DEFAULT",
         max_output: int = OUTPUT_MAX,
     ) -> Result:
         """Run a command, words or a line for the shell, and return how it ended; any exit code is a result.
 
+        The command reads `stdin`, text as UTF-8, and then the end of it.
+
         Raises TimeoutError after `timeout` seconds, and the command is ended then, as when the task is cancelled.
         Raises RpcError when the VM is gone, or writes more than `max_output` bytes.
         """
         line = command if isinstance(command, str) else shlex.join(command)
+        data = stdin.encode() if isinstance(stdin, str) else stdin or b""
         async with asyncio.timeout(timeout):
-            output = await run_call(self._paths.rpc_socket(self.name), f"{user}:{line}", input, max_output)
+            output = await run_call(self._paths.rpc_socket(self.name), f"{user}:{line}", data, max_output)
         return Result(output.exit_code, bytes(output.stdout), bytes(output.stderr))
 
     async def write(self, path: str, data: bytes, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
@@ -77,7 +80,7 @@ class Disposable:
     async def _need(
         self, words: list[str], data: bytes, seconds: float | None, failure: str, most: int = OUTPUT_MAX
     ) -> bytes:
-        result = await self.run(words, input=data, timeout=seconds, max_output=most)
+        result = await self.run(words, stdin=data, timeout=seconds, max_output=most)
         if result.exit_code:
             said = "".join(c if c.isprintable() else "_" for c in result.stderr[:200].decode("ascii", "replace"))
             raise RpcError(f"{self.name}: {failure}: exit code {result.exit_code}, {said or 'nothing said'}")

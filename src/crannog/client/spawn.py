@@ -29,7 +29,7 @@ def start_daemon(paths: Paths, connect: Callable[[], T | None]) -> T:
     error_read, error_write = os.pipe()
     os.set_inheritable(ready_write, True)
     try:
-        pid = _spawn(ready_write, error_write)
+        pid = _spawn(paths, ready_write, error_write)
     except OSError as error:
         os.close(ready_read)
         os.close(error_read)
@@ -49,12 +49,12 @@ def start_daemon(paths: Paths, connect: Callable[[], T | None]) -> T:
     return _connect_soon(paths, connect)
 
 
-def _spawn(ready: int, error: int) -> int:
-    """Start the daemon in a session of its own and return its process number."""
+def _spawn(paths: Paths, ready: int, error: int) -> int:
+    """Start the daemon of a home, also one that no variable names, in a session of its own; return its process."""
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-m", "crannog.daemon", "--ready-fd", str(ready)],
-        os.environ,
+        {**os.environ, "CRANNOG_HOME": paths.home, "CRANNOG_CACHE": paths.cache},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),

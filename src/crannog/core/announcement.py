@@ -32,14 +32,23 @@ class AgentState(StrEnum):
     """Ours does not answer, but QEMU's guest agent does (rpc/qga.py)."""
 
 
+CAN_RENEW, ASLEEP = "1", "asleep"
+"""What the agent announces as `renewal`: it can make a restored guest one of its own; it has stopped all others."""
+
+
 class Announcement(NamedTuple):
-    """What the guest's tools say they are. `default_user` is empty when they did not name one."""
+    """What the guest's tools say they are. `default_user` is empty when they did not name one.
+
+    `renewal` is how far the agent is with what a saved guest needs: CAN_RENEW, ASLEEP, the number of the order that it
+    has carried out last; empty when it knows nothing of that (core.renewal_order).
+    """
 
     version: str
     os: str
     qrexec: bool
     gui: bool
     default_user: str
+    renewal: str = ""
 
 
 class QemuAgent(NamedTuple):
@@ -70,6 +79,12 @@ def _check_user(untrusted_name: str) -> str:
     return untrusted_name
 
 
+def _check_renewal(untrusted_word: str) -> str:
+    if untrusted_word and not (untrusted_word.isascii() and untrusted_word.isalnum() and len(untrusted_word) <= 32):
+        raise ProtocolError("the guest announced a renewal that is not a word of letters and digits")
+    return untrusted_word
+
+
 def _parse_flag(name: str, untrusted_value: bytes) -> bool:
     if untrusted_value not in (b"0", b"1"):
         raise ProtocolError(f"the guest announced a value for {name} that is not 0 or 1")
@@ -79,7 +94,7 @@ def _parse_flag(name: str, untrusted_value: bytes) -> bool:
 def parse_announcement(untrusted_entries: Mapping[bytes, bytes]) -> Announcement:
     """Return what the guest announces, from the entries of its guest DB.
 
-    Unknown keys are ignored and default-user may be absent. Raises ProtocolError for anything else that is
+    Unknown keys are ignored; default-user and renewal may be absent. Raises ProtocolError for anything else that is
     absent or not what it should be.
     """
 
@@ -95,6 +110,7 @@ def parse_announcement(untrusted_entries: Mapping[bytes, bytes]) -> Announcement
         qrexec=_parse_flag("qrexec", value("qrexec")),
         gui=_parse_flag("gui", value("gui")),
         default_user=_check_user(untrusted_entries.get(PREFIX + b"default-user", b"").decode("latin-1")),
+        renewal=_check_renewal(untrusted_entries.get(PREFIX + b"renewal", b"").decode("latin-1")),
     )
 
 
@@ -116,6 +132,8 @@ class AgentStatus(NamedTuple):
     def encode(self) -> bytes:
         """Return the status as one line of JSON."""
         announced = self.announced._asdict() if self.announced else None
+        if announced and not announced["renewal"]:
+            del announced["renewal"]  # as processes that an older crannogd started write it
         qemu = {"qemu": self.qemu._asdict()} if self.qemu else {}
         return json.dumps({"agent": self.agent.value, "announced": announced, **qemu}).encode() + b"\n"
 
@@ -141,10 +159,11 @@ class AgentStatus(NamedTuple):
 def _parse_facts(untrusted_facts: dict[str, Any]) -> Announcement:
     flags = untrusted_facts["qrexec"], untrusted_facts["gui"]
     texts = [untrusted_facts[name] for name in ("version", "os", "default_user")]
+    texts.append(untrusted_facts.get("renewal", ""))  # a process that an older crannogd has started knows of none
     if any(not isinstance(flag, bool) for flag in flags) or any(not isinstance(text, str) for text in texts):
         raise TypeError
     version, os_name = _check_text("version", texts[0]), _check_text("os", texts[1])
-    return Announcement(version, os_name, flags[0], flags[1], _check_user(texts[2]))
+    return Announcement(version, os_name, flags[0], flags[1], _check_user(texts[2]), _check_renewal(texts[3]))
 
 
 def _parse_qemu(untrusted_facts: dict[str, Any]) -> QemuAgent:

@@ -59,6 +59,19 @@ class Channel:
 
 
 @dataclass(frozen=True)
+class MemoryFiles:
+    """Where a machine is kept in files: `memory` holds the guest's RAM, `state` all else of it.
+
+    With `is_saved` both are whole, and a domain goes on from there, on RAM of its own that begins as a copy; else the
+    domain boots, with `memory` as its RAM, so that it can be saved.
+    """
+
+    memory: str
+    state: str
+    is_saved: bool = False
+
+
+@dataclass(frozen=True)
 class DomainSpec:
     """Everything that a hypervisor needs to know to create one domain. Memory is in MiB.
 
@@ -87,6 +100,8 @@ class DomainSpec:
     clock: Clock = UTC
     is_disposable: bool = False
     """The guest keeps nothing, and is told so: then it has secrets of its own in place of its template's."""
+    memory_files: MemoryFiles | None = None
+    """Files that its memory is kept in, or comes from (core.memory_images)."""
     warnings: tuple[str, ...] = ()
     """What was wrong with the VM's settings and could be ignored, a sentence each without the VM's name."""
 

@@ -17,7 +17,13 @@ SERVICE = "service."
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,255}")
 GUARDED = frozenset(
-    {"preload-dispvm", "preload-dispvm-completed", "preload-dispvm-in-progress", "deferred-netvm-original"}
+    {
+        "preload-dispvm",
+        "preload-dispvm-completed",
+        "preload-dispvm-in-progress",
+        "restore-dispvm-seedling",
+        "deferred-netvm-original",
+    }
 )
 
 

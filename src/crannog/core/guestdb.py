@@ -21,6 +21,10 @@ CLOCK = "/crannog-clock"
 """What the host writes for a moment to have the agent set the guest's clock: nanoseconds since 1970."""
 READY = "/crannog-ready"
 """What the host writes for a moment to have the agent prepare for a command: the name of its user."""
+SLEEP = "/crannog-sleep"
+"""What the host writes for a moment to have the agent stop the guest's processes, as its memory is to be saved."""
+RENEW = "/crannog-renew"
+"""What the host writes for a moment to have the agent make a restored guest one of its own: see `RenewOrder`."""
 GUEST_FOLDERS = ("/qubes-tools/", "/features-request/")
 """Where the guest may write."""
 

@@ -8,7 +8,7 @@ What a guest touches thus moves from one side to the other, and the sum stays ri
 a start is over.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from crannog.core.displays import has_screen
@@ -79,6 +79,13 @@ def count_free(available: int, claims: Iterable[Claim]) -> int:
 def count_headroom(available: int, claims: Iterable[Claim]) -> int:
     """Return the same, negative when more was promised than there is by now."""
     return available - HOST_MIB - sum(claim.outstanding for claim in claims)
+
+
+def would_fit(need: Need, available: int, claims: Mapping[str, Claim], spare: Collection[str]) -> bool:
+    """Tell whether a VM would fit if those of the VMs with a claim, by UUID, had ended that are named in `spare`."""
+    given_back = sum(claim.resident for uuid, claim in claims.items() if uuid in spare)
+    kept = (claim for uuid, claim in claims.items() if uuid not in spare)
+    return need.total <= count_headroom(available + given_back, kept)
 
 
 def check_room(name: str, need: Need, available: int, claims: Iterable[Claim]) -> None:

@@ -40,9 +40,13 @@ class PrepareVolume(Step):
     volume: Volume
     layer: LayerState = LayerState.ABSENT
     """What there is of its layer, if that is kept from start to start."""
+    copy_of: str = ""
+    """File that holds what was written to the same volume of another VM, to begin with."""
 
     def describe(self) -> str:
         """Return which volume, and over what it is a layer."""
+        if self.copy_of:
+            return f"prepare volume {self.volume.vid} as a copy of {self.copy_of}"
         over = f" as a layer over {self.volume.source}" if self.volume.snap_on_start else ""
         return f"prepare volume {self.volume.vid}{over}{self._describe_layer()}"
 
@@ -123,7 +127,10 @@ class CreatePaused(Step):
         growth = f" to {spec.maxmem}" if spec.can_grow else ""
         size = f"{spec.memory}{growth} MiB, {spec.vcpus} processors"
         warnings = "".join(f" ({warning})" for warning in spec.warnings)
-        return f"create domain {spec.name}: {spec.virt_mode}, {size}, boot from {spec.boot}{warnings}"
+        begin = f"boot from {spec.boot}"
+        if spec.memory_files and spec.memory_files.is_saved:
+            begin = f"restored from {spec.memory_files.memory}"
+        return f"create domain {spec.name}: {spec.virt_mode}, {size}, {begin}{warnings}"
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,20 @@ class AwaitAgent(Step):
     def describe(self) -> str:
         """Return how long."""
         return f"wait up to {self.timeout} s for the agent"
+
+
+@dataclass(frozen=True)
+class Renew(Step):
+    """Have a guest that was restored become one of its own, before anybody gets it. `timeout` is in seconds."""
+
+    stage: ClassVar[str] = "identity is its own"
+    uuid: str
+    name: str
+    timeout: int
+
+    def describe(self) -> str:
+        """Return what is replaced."""
+        return f"give it the identity of {self.name}: machine-id, host keys, random numbers, clock"
 
 
 Plan = tuple[Step, ...]

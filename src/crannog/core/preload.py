@@ -140,8 +140,14 @@ class Reserve:
             pool = self._pools.setdefault(uuid, _Pool(wish))
             if (pool.wish.recipe, pool.wish.size, pool.wish.delay) != (wish.recipe, wish.size, wish.delay):
                 # What has failed may work now, and who asks for more does not mean later.
-                pool.not_before, pool.failures = 0.0, 0
+                self.renew(uuid)
             pool.wish = wish
+
+    def renew(self, uuid: str) -> None:
+        """Fill a pool as if nothing of it had been claimed, nor had failed: that is asked for now, if once more."""
+        pool = self._pools.get(uuid)
+        if pool:
+            pool.not_before, pool.failures = 0.0, 0
 
     def add(self, pool: str, uuid: str, recipe: str, stage: Stage = Stage.WARMING) -> Member:
         """Note a new VM that starts, or with another stage one that a former daemon has left."""
@@ -220,6 +226,10 @@ class Reserve:
     def unclaimed_of(self, pool: str) -> list[str]:
         """Return the VMs of a pool that nobody has claimed."""
         return [member.uuid for member in self._of(pool)]
+
+    def ready_of(self, pool: str) -> list[str]:
+        """Return those of them that are ready."""
+        return [member.uuid for member in self._of(pool) if member.stage is Stage.READY]
 
     def _unclaimed(self) -> list[Member]:
         return [m for m in self.members.values() if m.stage in (Stage.WARMING, Stage.READY)]

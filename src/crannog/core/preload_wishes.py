@@ -24,6 +24,8 @@ MAX, DELAY, THRESHOLD = "preload-dispvm-max", "preload-dispvm-delay", "preload-d
 NAMES, IN_PROGRESS, COMPLETED = "preload-dispvm", "preload-dispvm-in-progress", "preload-dispvm-completed"
 """Features in which the system keeps its books: of a template, the names of what it has ready; of each of these VMs,
 that it still starts, or that it is ready and what it was made from."""
+SEEDLING = "restore-dispvm-seedling"
+"""Feature in which the system notes that a disposable is there to be saved (core.memory_images)."""
 INTERNAL = "internal"
 """Feature of VMs that menus do not show: those that nobody has claimed are nobody's yet."""
 DEFAULT_DELAY = 3.0
@@ -35,6 +37,7 @@ _BOOKS = GUARDED | {
     MAX,
     DELAY,
     THRESHOLD,
+    "restore-dispvm",
     "updates-available",
     "last-update",
     "last-updates-check",
@@ -87,6 +90,11 @@ def wanted_threshold(dom0: QubeBase) -> int:
 def is_preloaded(vm: QubeBase) -> bool:
     """Tell whether a VM was started in advance, and nobody has claimed it yet."""
     return vm.is_disposable and (IN_PROGRESS in vm.features or COMPLETED in vm.features)
+
+
+def is_nobodys(vm: QubeBase) -> bool:
+    """Tell whether a VM is there in advance: to be claimed, or to be saved, which nobody ever gets."""
+    return is_preloaded(vm) or (vm.is_disposable and SEEDLING in vm.features)
 
 
 def describe_recipe(template: QubeBase, *more: str) -> str:

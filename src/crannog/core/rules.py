@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from crannog.core.device_names import is_code, split_codes
 from crannog.core.labels import BUILT_IN_NAMES, Label
 from crannog.core.names import check_name
-from crannog.core.preload_wishes import is_preloaded
+from crannog.core.preload_wishes import is_nobodys
 from crannog.core.templates import can_be_template, may_use_template, template_refusal
 from crannog.core.virt_modes import find_mode
 from crannog.errors import InUseError, LabelInUseError, PoolInUseError, ProtocolError, ValueRefusedError
@@ -203,7 +203,7 @@ def template_for_dispvms(vm: LocalVM, value: bool) -> None:
 
 def _is_nobodys(vm: QubeBase | None) -> bool:
     """Tell whether a VM was started in advance: it ends by itself when it is not to be there any more."""
-    return vm is not None and is_preloaded(vm)
+    return vm is not None and is_nobodys(vm)
 
 
 def default_template(registry: Registry, value: QubeBase | None) -> None:

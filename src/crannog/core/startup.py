@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from crannog.core.chains import netvms_to_start
-from crannog.core.domain import HostCapabilities
+from crannog.core.domain import HostCapabilities, MemoryFiles
 from crannog.core.drives import Drive, DriveFile, absent_file, check_drive
 from crannog.core.hypervisor_kinds import find_kind
 from crannog.core.kernels import KernelFiles
@@ -44,6 +44,8 @@ class StartRequest:
     drive: Drive | None = None
     is_shown: bool = True
     """Its displays are opened; else that is done later, when somebody claims it."""
+    memory_files: MemoryFiles | None = None
+    """It is started to be saved in these files."""
 
 
 @dataclass(frozen=True)

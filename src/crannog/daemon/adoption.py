@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from crannog.core.domain import DomainInfo, DomainState
-from crannog.core.preload_wishes import is_preloaded
+from crannog.core.preload_wishes import is_nobodys
 from crannog.core.startup import chosen_user
 from crannog.core.vms import LocalVM
 from crannog.daemon.lifecycle import Lifecycle
@@ -35,18 +35,20 @@ class Adoption:
         for vm, info in ours:
             log.info("%s: still %s, adopted", vm.name, info.state)
             await self._world.agents.adopt(vm.uuid, vm.name, chosen_user(vm))
-            if not is_preloaded(vm):
+            if not is_nobodys(vm):
                 await self._lifecycle.displays.adopt(vm)
         for info in leftovers:
             log.warning("domain %s (%s): %s without an owner, ended", info.name, info.uuid, info.state)
             await self._end_leftover(info)
             self._world.unmark_start(info.uuid)
+            self._world.unmark_restore(info.uuid)
         await self._end_strays()
         ended = {info.uuid for info in leftovers}  # the news of their end settles those
         for vm in self._lifecycle.registry.local_vms():
             if not self._machines.has_domain(vm.uuid) and vm.uuid not in ended:
                 await self._news.release(vm)
                 self._world.unmark_start(vm.uuid)
+                self._world.unmark_restore(vm.uuid)
                 self._news.on_halted(vm)
 
     def _sort_out(self, found: list[DomainInfo]) -> tuple[list[tuple[LocalVM, DomainInfo]], list[DomainInfo]]:
@@ -79,15 +81,18 @@ class Adoption:
             log.warning("%s", sentence)
 
     def _is_whole(self, info: DomainInfo) -> bool:
-        """Tell whether a domain has run. A mark on one that runs is left from the moment in which it was let run."""
+        """Tell whether a domain has run, as the VM that it is to be.
+
+        A start's mark on one that runs is left from the moment in which it was let run.
+        """
         if info.state is DomainState.RUNNING:
             self._world.unmark_start(info.uuid)
         is_alive = info.state not in (DomainState.DYING, DomainState.CRASHED)
-        return is_alive and not self._world.is_marked(info.uuid)
+        return is_alive and not self._world.is_marked(info.uuid) and not self._world.is_copy(info.uuid)
 
     async def _end_leftover(self, info: DomainInfo) -> None:
         """End a domain that nobody owns; while it cannot be ended it is shown as what it is, and the daemon goes on."""
-        ending = asyncio.ensure_future(self._lifecycle.steps.end(info.uuid))
+        ending = asyncio.ensure_future(self._lifecycle.steps.cut(info.uuid))
         self._news.keep(ending)
         try:
             async with asyncio.timeout(NEWS_TIMEOUT):

@@ -1,6 +1,5 @@
 """Handing out disposables that were started in advance, and ending those whose user has gone."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -57,10 +56,10 @@ class Claims:
             await self._hand_out(vm, member, created_by)
         except HypervisorError as error:
             log.warning("%s: was ready, and cannot be let run: %s", vm.name, error)
-            await self._preloading.discard(member.uuid, "it is of no use")
+            await self._preloading.vms.discard(member.uuid, "it is of no use")
             return False
         except BaseException:
-            await self._preloading.discard(member.uuid, "it could not be handed out")
+            await self._preloading.vms.discard(member.uuid, "it could not be handed out")
             raise
         finally:
             self._world.unmark_claim(vm.uuid)
@@ -99,7 +98,7 @@ class Leases:
 
         def end() -> None:
             if not self._is_over:
-                self._preloading.keep(asyncio.ensure_future(self._preloading.put_away(vm)))
+                self._preloading.vms.keep(self._preloading.vms.put_away(vm))
 
         return end
 

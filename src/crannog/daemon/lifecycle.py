@@ -5,9 +5,11 @@ import logging
 import uuid as uuids
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Protocol
 
 from crannog.core import events
 from crannog.core.layers import ready_volumes
+from crannog.core.memory_images import with_memory
 from crannog.core.plan import OpenDisplays, Plan, StartNetvm
 from crannog.core.registry import Registry
 from crannog.core.startup import StartFacts, StartRequest, plan_start
@@ -20,7 +22,7 @@ from crannog.daemon.memory import MemoryLedger
 from crannog.daemon.netvms import NetvmStarts
 from crannog.daemon.news import News
 from crannog.daemon.pausing import Pausing, check_running
-from crannog.daemon.runner import Action, Runner
+from crannog.daemon.runner import Action, Runner, StageTime
 from crannog.daemon.shutdowns import Shutdowns, describe_failure
 from crannog.daemon.steps import Starting, Steps
 from crannog.daemon.world import Tell, World
@@ -28,6 +30,7 @@ from crannog.editing.hold import check_free
 from crannog.editing.upkeep import Upkeep
 from crannog.errors import (
     CrannogError,
+    MemoryRefusedError,
     StartError,
     VMNotFoundError,
     VMNotHaltedError,
@@ -44,6 +47,19 @@ Start = asyncio.Task[list[tuple[str, float]]]
 
 async def _make_no_way(_vm: LocalVM) -> None:
     return
+
+
+class Images(Protocol):
+    """What a start asks of memory images (daemon.memory_images)."""
+
+    async def choose(self, vm: LocalVM, plan: Plan) -> Plan | None:
+        """Return the plan of a cold start as one that restores; None where it cannot."""
+
+    def note_cold(self, vm: LocalVM) -> None:
+        """Note that a VM was started cold."""
+
+    async def note_useless(self, vm: LocalVM) -> None:
+        """Note that it could not be restored, and was started cold then."""
 
 
 class Lifecycle:
@@ -67,6 +83,8 @@ class Lifecycle:
         }
         self._runner = Runner({**self.steps.actions(), **others})
         self._starts: dict[str, Start] = {}
+        self.images: Images | None = None
+        """The memory images from which disposables are restored, if there are any."""
         self.make_way: Callable[[LocalVM], Awaitable[None]] = _make_no_way
         """Called with a VM that is about to start; has those go that nobody uses and that it could not be beside."""
         self.news = News(
@@ -106,7 +124,13 @@ class Lifecycle:
             serving=self.machines.serving(),
             drive_file=lambda path: self.world.look_at_drive(path, self.registry.pools.values()),
         )
-        return plan_start(vm, request, facts)
+        plan = plan_start(vm, request, facts)
+        return with_memory(plan, request.memory_files) if request.memory_files else plan
+
+    async def preview(self, vm: LocalVM, request: StartRequest) -> Plan:
+        """Return the steps that a start now would have: those of a restore for a VM that would be restored."""
+        plan = await self.plan(vm, request)
+        return (await self.images.choose(vm, plan) if self.images else None) or plan
 
     async def start(self, vm: LocalVM, request: StartRequest) -> list[tuple[str, float]]:
         """Start a VM; return its stages with their seconds. A failed start leaves it halted.
@@ -159,7 +183,7 @@ class Lifecycle:
             self.news.ours.add(vm.uuid)
             self._tell(events.start_began(vm.name, start.guid, int(vm.get("memory")) * 2**20))
             try:
-                stages = await self._runner.run(vm.name, plan)
+                stages = await self._carry_out(vm, request, plan)
             except BaseException as error:
                 self._tell_failure(vm, start, describe_failure(error))
                 if not isinstance(error, CrannogError):
@@ -171,6 +195,26 @@ class Lifecycle:
                 del self.steps.starting[vm.uuid]
             self._tell(events.started(vm.name, start.guid))
         return [(stage.stage, stage.seconds) for stage in stages]
+
+    async def _carry_out(self, vm: LocalVM, request: StartRequest, plan: Plan) -> list[StageTime]:
+        """Do the steps of a start: those that restore the VM if they can be, else those of a cold start."""
+        images = None if request.memory_files else self.images
+        quick = await images.choose(vm, plan) if images else None
+        if images is None or quick is None:
+            stages = await self._runner.run(vm.name, plan)
+            if images:
+                images.note_cold(vm)
+            return stages
+        try:
+            return await self._runner.run(vm.name, quick)
+        except MemoryRefusedError:
+            raise
+        except CrannogError as error:
+            log.warning("%s: is started cold, as it could not be restored: %s", vm.name, error)
+        self.steps.starting[vm.uuid].is_spawned = False
+        stages = await self._runner.run(vm.name, plan)
+        await images.note_useless(vm)
+        return stages
 
     async def _settle_origins(self, vm: LocalVM) -> None:
         """Wait for the volumes that the VM's are layers over: a template that has just ended makes a new revision.

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -26,9 +27,12 @@ from crannog.daemon.machines import Machines
 from crannog.daemon.sockets import Served, build_policy_server, build_servers, raise_descriptor_limit, serving
 from crannog.daemon.stalls import StallWatch
 from crannog.daemon.world import World
-from crannog.errors import CrannogError, DaemonError, StorageError
+from crannog.errors import CrannogError, DaemonError, HypervisorError, StorageError
+from crannog.heap import settle
 from crannog.hostfacts import read_boot_id, read_host_facts
-from crannog.rpc.agents import VMProcesses, discard_dead_sockets
+from crannog.ports.hypervisor import Hypervisor
+from crannog.rpc.agents import VMProcesses
+from crannog.rpc.strays import discard_dead_sockets
 from crannog.shortpath import provide_short_path
 
 log = logging.getLogger("crannog.daemon")
@@ -78,6 +82,14 @@ def open_store(paths: Paths) -> tuple[FileStore, Registry]:
     return store, registry
 
 
+async def correct_host_facts(hypervisor: Hypervisor, registry: Registry) -> None:
+    """Take the hypervisor's word for what the host has, where it knows better than our kernel."""
+    try:
+        registry.host = await hypervisor.host_facts() or registry.host
+    except HypervisorError as error:
+        log.warning("%s", error)
+
+
 def build_world(paths: Paths, settings: Settings, store: FileStore, registry: Registry, machines: Machines) -> World:
     """Choose the adapters."""
     return World(
@@ -103,11 +115,14 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     for name, pool in world.pools.items():
         for sentence in await pool.recover(frozenset(volume.vid for volume in volumes if volume.pool == name)):
             log.warning("%s", sentence)
+    for sentence in world.memory_shelf.recover(frozenset(vm.uuid for vm in registry)):
+        log.warning("%s", sentence)
     discard_dead_sockets(paths.run)
     world.hypervisor.listen(machines.change)
     await world.hypervisor.open()
+    await correct_host_facts(world.hypervisor, registry)
     await Adoption(inventory.lifecycle).adopt()
-    await inventory.preloading.adopt()
+    await inventory.preloading.vms.adopt()
     servers: list[Served] = [*build_servers(inventory, paths, settings), build_policy_server(inventory.policy, paths)]
     raise_descriptor_limit()
     async with serving(servers):
@@ -117,12 +132,14 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
         autostart = Autostart(inventory.lifecycle, paths.autostart_mark, read_boot_id())
         autostart.begin()
         world.displays.prepare()
-        watches = [asyncio.ensure_future(watch) for watch in (inventory.space.run(), inventory.preloading.run())]
+        running = (inventory.space.run(), inventory.preloading.run(), settle())
+        watches = [asyncio.ensure_future(watch) for watch in running]
         await _until_told_to_stop()
         inventory.leases.close()
         for watch in watches:
             watch.cancel()
         await autostart.abandon()
+        await inventory.preloading.abandon_seedling()
     await inventory.lifecycle.abandon_starts()
     await world.agents.close()
     await world.displays.close_all()
@@ -131,7 +148,8 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
 
 def announce_ready(ready: int) -> None:
     """Tell the tool that started us that calls are answered, and let go of its terminal."""
-    os.write(ready, b"1")
+    with contextlib.suppress(BrokenPipeError):  # that tool was killed meanwhile: others come
+        os.write(ready, b"1")
     os.close(ready)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)

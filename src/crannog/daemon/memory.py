@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from crannog.core.memory import Claim, Need, check_room, count_headroom, need_of
+from crannog.core.memory import Claim, Need, check_room, count_headroom, need_of, would_fit
 from crannog.core.plan import ReserveMemory
 from crannog.core.registry import Registry
 from crannog.core.vms import LocalVM
@@ -15,8 +15,12 @@ from crannog.errors import MemoryRefusedError
 log = logging.getLogger(__name__)
 
 
-async def _give_up_nothing(_uuid: str) -> bool:
-    return False
+def _spare_nothing(_newcomer: str) -> Sequence[str]:
+    return ()
+
+
+async def _give_up_nothing(_uuid: str) -> None:
+    return
 
 
 class MemoryLedger:
@@ -29,8 +33,10 @@ class MemoryLedger:
         self._promises: dict[str, Need] = {}
         """By UUID, from a VM's start until its domain has ended: settings that change meanwhile count from the next."""
         self._turn = asyncio.Lock()
-        self.give_up: Callable[[str], Awaitable[bool]] = _give_up_nothing
-        """Called with the UUID of a VM that there is no memory for; returns whether another one was ended for it."""
+        self.spare: Callable[[str], Sequence[str]] = _spare_nothing
+        """Called with the UUID of a VM that there is no memory for; returns those that may be ended for it, by UUID."""
+        self.give_up: Callable[[str], Awaitable[None]] = _give_up_nothing
+        """Called with one of those, to end it."""
         self._is_blind = False
 
     async def reserve(self, step: ReserveMemory) -> None:
@@ -39,26 +45,30 @@ class MemoryLedger:
         Raises MemoryRefusedError when the host has not that much that nobody else was promised.
         """
         need = Need(step.mib, step.overhead)
+        given_up = set[str]()  # who does not end is not asked to again and again
         async with self._turn:
-            while not await self._has_room(step, need):
+            while not await self._has_room(step, need, given_up):
                 pass  # another VM was ended for it
             self._promises[step.uuid] = need
 
-    async def _has_room(self, step: ReserveMemory, need: Need) -> bool:
+    async def _has_room(self, step: ReserveMemory, need: Need, given_up: set[str]) -> bool:
         """Return True when there is room, False when there may be now; raises MemoryRefusedError."""
         available, claims = await self._look(step.uuid)
         self._note_blindness(is_blind=not available)
         try:
             if available:
-                check_room(step.name, need, available, claims)
+                check_room(step.name, need, available, claims.values())
         except MemoryRefusedError:
-            if await self.give_up(step.uuid):
-                return False
-            raise
+            spare = [uuid for uuid in self.spare(step.uuid) if uuid not in given_up]
+            if not spare or not would_fit(need, available, claims, spare):
+                raise
+            given_up.add(spare[0])
+            await self.give_up(spare[0])
+            return False
         return True
 
-    async def _look(self, newcomer: str) -> tuple[int, list[Claim]]:
-        """Return the host's free memory in MiB, 0 where it is not known, and what was promised to others."""
+    async def _look(self, newcomer: str) -> tuple[int, Mapping[str, Claim]]:
+        """Return the host's free memory in MiB, 0 where it is not known, and what was promised to others, by UUID."""
         claims = await self._find_claims(newcomer)
         # In this order: what a guest takes between the two looks is then counted twice, and not left out.
         return await asyncio.to_thread(self._world.host_memory.available), claims
@@ -66,7 +76,7 @@ class MemoryLedger:
     async def headroom(self) -> int | None:
         """Return the MiB that nobody was promised, negative when they were promised twice; None: not known."""
         available, claims = await self._look("")
-        return count_headroom(available, claims) if available else None
+        return count_headroom(available, claims.values()) if available else None
 
     def _note_blindness(self, *, is_blind: bool) -> None:
         if is_blind and not self._is_blind:
@@ -77,12 +87,12 @@ class MemoryLedger:
         """Take back the promise to a VM that has no domain any more; one without a promise is fine."""
         self._promises.pop(uuid, None)
 
-    async def _find_claims(self, newcomer: str) -> list[Claim]:
+    async def _find_claims(self, newcomer: str) -> Mapping[str, Claim]:
         needs = await self._find_needs()
         needs.pop(newcomer, None)
         resident = await asyncio.to_thread(self._world.host_memory.resident, frozenset(needs))
         names = {uuid: vm.name for uuid in needs if (vm := self._registry.find_uuid(uuid))}
-        return [Claim(names.get(uuid, uuid), need.total, resident.get(uuid, 0)) for uuid, need in needs.items()]
+        return {uuid: Claim(names.get(uuid, uuid), need.total, resident.get(uuid, 0)) for uuid, need in needs.items()}
 
     async def _find_needs(self) -> dict[str, Need]:
         """Return what was promised, and what those need to whom we promised nothing: a former daemon started them."""

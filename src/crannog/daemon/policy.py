@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 
 from crannog.adapters.policy.files import PolicyFiles
-from crannog.core.preload_wishes import is_preloaded
+from crannog.core.preload_wishes import is_nobodys
 from crannog.core.registry import Registry
 from crannog.core.vms import QubeBase
 from crannog.policy.decisions import Allow, Decision, Request
@@ -30,10 +30,10 @@ class RegistrySystem(SystemInfo):
         self._registry = registry
 
     def __iter__(self) -> Iterator[VMInfo]:
-        return (describe(vm) for vm in self._registry if not is_preloaded(vm))
+        return (describe(vm) for vm in self._registry if not is_nobodys(vm))
 
     def __len__(self) -> int:
-        return sum(not is_preloaded(vm) for vm in self._registry)
+        return sum(not is_nobodys(vm) for vm in self._registry)
 
     def find(self, name: str | None) -> VMInfo | None:
         """Return the VM of a name or of `uuid:UUID`; None when there is none."""
@@ -42,7 +42,7 @@ class RegistrySystem(SystemInfo):
         is_uuid = name.startswith(UUID_PREFIX)
         by_uuid = self._registry.find_uuid(name.removeprefix(UUID_PREFIX)) if is_uuid else None
         vm = by_uuid if is_uuid else self._registry.by_name(name)
-        return describe(vm) if vm and not is_preloaded(vm) else None
+        return describe(vm) if vm and not is_nobodys(vm) else None
 
 
 def describe(vm: QubeBase) -> VMInfo:

@@ -23,7 +23,7 @@ class LivePower:
         self._announcements = announcements
         self._space = space
         self._stats = StatsFeed(self._hypervisor, lifecycle.registry, stubdom_memory=lifecycle.world.trees.memory)
-        self.plan = lifecycle.plan
+        self.plan = lifecycle.preview
         self.start = lifecycle.start
         self.shutdown = lifecycle.shutdowns.shutdown
         self.kill = lifecycle.kill

@@ -18,6 +18,10 @@ class PreloadBooks:
         self._registry = registry
         self._editor = editor
 
+    def note_begin(self, template: QubeBase, reason: str) -> None:
+        """Tell that a VM of a template begins, and why; nothing is saved."""
+        self._editor.tell(events.preload_began(template.name, reason))
+
     def note_ready(self, vm: QubeBase, recipe: str) -> None:
         """Save that a VM is ready, and what it was made from; raises StorageError."""
         with self._editor.change(vm) as told:

@@ -1,11 +1,13 @@
 """What decides about disposables that are started in advance: what the settings ask for, and what the host allows."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 
 from crannog.core.domain import HostCapabilities
 from crannog.core.memory import need_of
-from crannog.core.preload import Host, Wish
+from crannog.core.memory_images import Prospect, may_restore
+from crannog.core.preload import Host, Reserve, Wish
 from crannog.core.preload_wishes import MAX, describe_recipe, wanted_delay, wanted_size, wanted_threshold
 from crannog.core.templates import origin
 from crannog.core.vms import LocalVM, QubeBase
@@ -41,6 +43,17 @@ class PreloadFacts:
         """Return what is asked of one template."""
         cost = need_of(template, self._capabilities).total if self._capabilities else 0
         return Wish(size, wanted_delay(template), self.recipe(template), cost, is_blocked=self.is_blocked(template))
+
+    def prospects(self, wishes: Mapping[str, Wish], reserve: Reserve) -> list[Prospect]:
+        """Return the disposable templates of which memory images could be made; a pool's come first."""
+        templates = [vm for vm in self._registry.local_vms() if vm.is_disposable_template() and may_restore(vm)]
+        found = [self._prospect(vm, wishes.get(vm.uuid), reserve) for vm in templates]
+        return sorted(found, key=lambda prospect: -prospect.wanted)
+
+    def _prospect(self, template: LocalVM, wish: Wish | None, reserve: Reserve) -> Prospect:
+        chosen = wish or self.wish(template, 0)
+        ready = len(reserve.ready_of(template.uuid))
+        return Prospect(template.uuid, chosen.recipe, chosen.size, ready, chosen.cost, chosen.is_blocked)
 
     def recipe(self, template: LocalVM) -> str:
         """Return a text that changes whenever a new disposable of the template would be another one."""

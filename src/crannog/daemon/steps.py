@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from crannog.core import events
 from crannog.core.domain import DomainState
-from crannog.core.plan import AwaitAgent, CreatePaused, PrepareVolume, ReserveMemory, Resume, StartRpc, Step
+from crannog.core.plan import AwaitAgent, CreatePaused, PrepareVolume, Renew, ReserveMemory, Resume, StartRpc, Step
 from crannog.daemon.agents import AgentWatch
 from crannog.daemon.machines import Machines
 from crannog.daemon.memory import MemoryLedger
@@ -58,6 +58,7 @@ class Steps:
             CreatePaused: Action(self._create_paused, self._destroy),
             Resume: Action(self._resume),
             AwaitAgent: Action(self._watch.until_ready),
+            Renew: Action(self._renew),
         }
 
     async def _prepare_volume(self, step: PrepareVolume) -> str:
@@ -65,7 +66,8 @@ class Steps:
         remarks = await self._upkeep.examine(step.volume)
         for remark in remarks:
             log.warning("volume %s: %s", step.volume.vid, remark)
-        await self._world.pool_of(step.volume).start(step.volume)
+        pool = self._world.pool_of(step.volume)
+        await (pool.start_from(step.volume, step.copy_of) if step.copy_of else pool.start(step.volume))
         return "; ".join(remarks)
 
     async def _abandon_volume(self, step: PrepareVolume) -> None:
@@ -84,6 +86,8 @@ class Steps:
         start = self.starting[step.spec.uuid]
         self._tell(events.domain_spawned(start.vm, start.guid, is_done=False))
         self._world.mark_start(step.spec.uuid)
+        if step.spec.memory_files and step.spec.memory_files.is_saved:
+            self._world.mark_restore(step.spec.uuid)
         info = await self._world.hypervisor.create_paused(step.spec)
         self._machines.note(info)
         start.is_spawned = True
@@ -96,6 +100,7 @@ class Steps:
         await self.end(step.spec.uuid)
         self._world.discard_channel(step.spec.uuid)
         self._world.unmark_start(step.spec.uuid)
+        self._world.unmark_restore(step.spec.uuid)
 
     async def end(self, uuid: str) -> None:
         """End a domain and return when its end is known."""
@@ -145,6 +150,10 @@ class Steps:
         except HypervisorError as error:
             raise StartError(f"its processors could not be let run: {error}") from error
         self._world.unmark_start(step.uuid)
+
+    async def _renew(self, step: Renew) -> None:
+        await self._world.agents.renew(step.uuid, step.name, step.timeout)
+        self._world.unmark_restore(step.uuid)
 
     async def let_run(self, vm: str, uuid: str) -> None:
         """Let a domain's processors run, and return when it is known to run, or to have ended."""

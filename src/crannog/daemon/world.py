@@ -1,6 +1,7 @@
 """Everything outside the model that the daemon works with, behind the ports."""
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from crannog.adapters.guestdb.host import XenStoreHost
 from crannog.adapters.storage.drive_files import look_at_drive
 from crannog.adapters.storage.drivers import Drivers
 from crannog.adapters.storage.kernels import KernelPool
+from crannog.adapters.storage.memory_shelf import MemoryShelf
 from crannog.adapters.store.file import FileStore
 from crannog.config import Paths
 from crannog.core.drives import DriveFile
@@ -55,6 +57,11 @@ class World:
         """The kinds of pools."""
         return Drivers(self.paths)
 
+    @functools.cached_property
+    def memory_shelf(self) -> MemoryShelf:
+        """Where memory images are kept."""
+        return MemoryShelf(self.paths.memory_images)
+
     def pool_of(self, volume: Volume) -> Pool:
         """Return the pool of a volume; raises StorageError when this host cannot serve it."""
         return find_pool(self.pools, volume)
@@ -88,6 +95,23 @@ class World:
         """Note that the domain runs, or is gone."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.paths.start_mark(uuid))
+
+    def mark_restore(self, uuid: str) -> None:
+        """Note that a domain is a copy of a guest, with that one's secrets. Raises StorageError."""
+        try:
+            with open(self.paths.restore_mark(uuid), "wb"):
+                pass
+        except OSError as error:
+            raise StorageError(f"{self.paths.restore_mark(uuid)} cannot be written: {error.strerror}") from error
+
+    def unmark_restore(self, uuid: str) -> None:
+        """Note that it has its own by now, or is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.paths.restore_mark(uuid))
+
+    def is_copy(self, uuid: str) -> bool:
+        """Tell whether a domain may still have the secrets of another one."""
+        return os.path.exists(self.paths.restore_mark(uuid))
 
     def mark_claim(self, uuid: str) -> None:
         """Note that a disposable is being handed out: nobody knows its name yet. Raises StorageError."""

@@ -178,7 +178,9 @@ class Forwarder:
     def _accept(self, listener: socket.socket) -> "subprocess.Popen[bytes]":
         """Let the client have the guest's display, over its one connection; return the call."""
         connection, _ = listener.accept()
+        path = listener.getsockname()
         listener.close()  # what else may run in the sandbox gets none
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)  # now, as a kill would leave it for ever
         with connection:
             return self._call(SERVICE, connection.fileno(), connection.fileno())
 

@@ -105,6 +105,14 @@ CLOCK = b"/crannog-clock\0"
 """Beginning of what the host writes when this guest was stopped for a while: the time, in nanoseconds since 1970."""
 READY = b"/crannog-ready\0"
 """Beginning of what the host writes when a command of the user who is named will have to start quickly."""
+SLEEP = b"/crannog-sleep\0"
+"""Beginning of what the host writes before it saves this guest: all other processes are stopped then."""
+RENEW = b"/crannog-renew\0"
+"""Beginning of what the host writes to a guest that was restored: who it is from now on."""
+IDENTITY = "/usr/lib/crannog/fresh-identity"
+"""Program that gives a disposable what is its own."""
+CAN_RENEW, ASLEEP = "1", "asleep"
+RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 NO_CALL = -1
 """Number of a client that wants something else than a call."""
 CONFIG_MAX = 4096
@@ -625,8 +633,15 @@ class ReadyShell(Command):
             os.close(theirs)
 
     def fits(self, user: pwd.struct_passwd) -> bool:
-        """Tell whether the shell is as one would be that is started now."""
-        return user == self.user and make_environment(user) == self.environment
+        """Tell whether the shell is there, and as one would be that is started now."""
+        return user == self.user and make_environment(user) == self.environment and self.is_alive()
+
+    def is_alive(self) -> bool:
+        """Tell whether it runs. What its profiles have started may outlive it, and could be given a command too."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def give(self, stream: int, command: bytes) -> None:
         """Have it run its command, as the call of a stream. Raises OSError for one that is gone."""
@@ -1776,6 +1791,11 @@ class Agent:
         self.is_synced = self.has_asked_again = False
         self.asked_at = 0.0
         self.looked_at = 0.0
+        self.identity = os.environ.get("CRANNOG_IDENTITY", "" if port.is_socket else IDENTITY)
+        self.renewed = ""
+        self.is_asleep = False
+        self.held: list[tuple[int, int, bytes, int]] = []
+        """What the host sends to calls of a guest that is not renewed yet."""
         self.wake_fd, self.wake_write_fd = os.pipe()
         for fd in (self.wake_fd, self.wake_write_fd):
             os.set_blocking(fd, False)
@@ -1811,6 +1831,7 @@ class Agent:
         """Start over: end all calls, and ask the host for a SYNC. Padding completes what was half sent."""
         self.calls.close_all()
         self.callers.drop_all()
+        self.held.clear()
         self.nonce = make_nonce()
         self.is_synced = False
         self.calls.body_max = self.port.body_max
@@ -1955,7 +1976,8 @@ class Agent:
 
     def announce(self) -> None:
         """Tell the host what this guest is (qubes.NotifyTools)."""
-        for key, value in list_facts().items():
+        renewal = {"renewal": self.find_renewal()} if self.can_renew() else {}
+        for key, value in (list_facts() | renewal).items():
             self.send(0, GUESTDB_WRITE, f"/qubes-tools/{key}\0{value}".encode())
         self.send(0, TRIGGER, b"qubes.NotifyTools")
 
@@ -1965,7 +1987,9 @@ class Agent:
 
     def dispatch(self, stream: int, kind: int, body: bytes | memoryview, cost: int = 0) -> None:
         """Act on a frame from the host, or a piece of data. What is for a stream that has ended is late, not wrong."""
-        if kind not in DATA_TYPES:
+        if self.is_asleep and stream:
+            self.held.append((stream, kind, bytes(body), cost))
+        elif kind not in DATA_TYPES:
             self.obey(stream, kind, bytes(body))
         elif stream in self.callers.streams:
             self.callers.dispatch(stream, kind, body, cost)
@@ -1999,11 +2023,77 @@ class Agent:
             set_clock(body[len(CLOCK) :])
         elif kind == GUESTDB_WRITE and body.startswith(READY):
             self.calls.prepare(body[len(READY) :])
+        elif kind == GUESTDB_WRITE and body.startswith(SLEEP):
+            self.fall_asleep()
+        elif kind == GUESTDB_WRITE and body.startswith(RENEW):
+            self.renew(body[len(RENEW) :])
         elif kind == GUESTDB_WRITE:
             self.callers.tell_watchers(self.database.write(body))
         else:
             self.database.remove(body)
             self.callers.tell_watchers(body)
+
+    # -- guests that are saved, and restored more than once
+
+    def can_renew(self) -> bool:
+        """Tell whether this guest, saved and restored, can be made one of its own: only root can do that."""
+        is_root = os.geteuid() == 0
+        return is_root and not self.port.is_terminal and bool(self.identity) and os.path.exists(self.identity)
+
+    def find_renewal(self) -> str:
+        """Return how far it is: that it could be, that all others are stopped for it, or the last order's number."""
+        return ASLEEP if self.is_asleep else self.renewed or CAN_RENEW
+
+    def fall_asleep(self) -> None:
+        """Stop all processes but init: what runs on after a restore, before `renew`, would do so in every copy."""
+        if not self.can_renew():
+            return
+        self.calls.close_all()
+        self.is_asleep = True
+        self.signal_others(signal.SIGSTOP)
+        self.announce()
+
+    def renew(self, order: bytes) -> None:
+        """Make the guest who the order says it is, let all go on, and announce that by the order's number.
+
+        Where anything fails nothing is announced: the host ends this guest then. Nobody has got it before.
+        """
+        if not self.is_asleep:
+            log("the host wants a guest renewed that was not put to sleep: nothing is changed")
+            return
+        try:
+            number, uuid, name, nanoseconds, seed = order.decode("ascii").split(" ")
+            add_entropy(bytes.fromhex(seed))  # first of all: keys will be made
+            set_clock(nanoseconds.encode())
+            code = os.spawnve(os.P_WAIT, "/bin/sh", ["sh", self.identity, uuid, name], dict(os.environ))  # noqa: S606
+        except (OSError, ValueError) as error:
+            log(f"this guest cannot be renewed: {error}")
+            return
+        if code:
+            log(f"this guest cannot be renewed: {self.identity} ended with {code}")
+            return
+        self.is_asleep, self.renewed = False, number
+        self.signal_others(signal.SIGCONT)
+        self.announce()
+        held, self.held = self.held, []
+        for frame in held:
+            self.dispatch(*frame)
+
+    def signal_others(self, number: int) -> None:
+        """Signal all processes of the guest but init and this one. Behind a socket the guest is somebody else's."""
+        if not self.port.is_socket:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, number)
+
+
+def add_entropy(seed: bytes) -> None:
+    """Have all random numbers of the kernel depend on a seed from here on (random(4)). Raises OSError."""
+    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, RNDADDENTROPY, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
+        fcntl.ioctl(fd, RNDRESEEDCRNG)
+    finally:
+        os.close(fd)
 
 
 def set_clock(text: bytes) -> None:

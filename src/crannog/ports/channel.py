@@ -25,7 +25,23 @@ class AgentLinks(Protocol):
         """Have a guest's agent set the guest's clock to so many nanoseconds since 1970; nothing where none is there."""
 
     async def exercise(self, uuid: str) -> None:
-        """Have the guest run a command that does nothing, so that the next one finds all it needs loaded."""
+        """Have the guest run a command that does nothing, so that the next one finds all it needs loaded.
+
+        In a guest with windows the session is there as well when this returns.
+        """
+
+    async def put_to_sleep(self, uuid: str) -> None:
+        """Have the agent stop the guest's other processes, as its memory is to be saved.
+
+        Raises RpcError when the agent cannot do that, or not within some seconds.
+        """
+
+    async def renew(self, uuid: str, name: str, timeout: float) -> None:  # noqa: ASYNC109
+        """Have the agent of a guest that was restored make it that of the VM.
+
+        It gets a machine-id, keys and random numbers of its own, and the time of now. Raises RpcError when it does not
+        say that it has, within so many seconds.
+        """
 
     async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
         """Return the entries of a VM's guest DB below a path: what the guest wrote is untrusted. Raises RpcError."""

@@ -3,7 +3,16 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainStats, DomainUsage, HostCapabilities
+from crannog.core.domain import (
+    DomainInfo,
+    DomainSpec,
+    DomainState,
+    DomainStats,
+    DomainUsage,
+    HostCapabilities,
+    MemoryFiles,
+)
+from crannog.core.runtime import HostFacts
 
 StateListener = Callable[[str, DomainState], None]
 """Called in the event loop with a domain's UUID and its new state."""
@@ -14,6 +23,8 @@ class Hypervisor(Protocol):
 
     is_shared: bool
     """Others have domains there as well: what is not known is none of our business."""
+    saves_memory: bool
+    """It can save the memory of domains, of some at least: see `machine_key`."""
 
     async def open(self) -> None:
         """Connect. Called once, at first use."""
@@ -27,6 +38,9 @@ class Hypervisor(Protocol):
     async def capabilities(self) -> HostCapabilities:
         """Return what the host can run."""
 
+    async def host_facts(self) -> HostFacts | None:
+        """Return what there is for all VMs where our kernel sees only its own share of it; elsewhere None."""
+
     async def diagnose(self) -> list[str]:
         """Return what the host can and cannot do, a sentence each, for a person to read."""
 
@@ -37,7 +51,20 @@ class Hypervisor(Protocol):
         """End what is left of domains that are not there, of the VMs with these UUIDs; return a sentence for each."""
 
     async def create_paused(self, spec: DomainSpec) -> DomainInfo:
-        """Create a domain with its CPUs stopped."""
+        """Create a domain with its CPUs stopped. One whose memory was saved goes on from there once it is resumed."""
+
+    async def machine_key(self, spec: DomainSpec, name: str) -> str:
+        """Return a text that two domains have in common when the memory of one can be restored as the other.
+
+        Empty when the memory of such a domain cannot be saved or restored here. `spec` has none of the names that
+        differ between the two (core.memory_images); `name` is what the domain will be called.
+        """
+
+    async def save_memory(self, uuid: str, files: MemoryFiles) -> None:
+        """Save a paused domain that was created with these files, and does not go on after that.
+
+        Its disks are written to no more; it is to be destroyed. An absent domain is an error.
+        """
 
     async def resume(self, uuid: str) -> None:
         """Let the CPUs run. An absent domain is an error."""

@@ -94,6 +94,18 @@ class Pool(Protocol):
         With `Volume.keeps_layer`, a layer that stands on what its source holds now is taken up again.
         """
 
+    def can_copy_session(self, volume: Volume) -> bool:
+        """Tell whether what a session has written to the volume can be copied, to be what another one begins with."""
+
+    async def copy_session(self, volume: Volume, path: str) -> None:
+        """Copy what was written since `start` to a new file; nobody writes to the volume meanwhile."""
+
+    async def start_from(self, volume: Volume, path: str) -> None:
+        """Make the volume ready as `start` does, with what such a file holds written to it already.
+
+        Raises StorageError as well when that stands on anything but what a start would use now.
+        """
+
     async def stop(self, volume: Volume) -> None:
         """Keep or drop what was written, as the volume's flags say. Stopping twice does nothing the second time."""
 

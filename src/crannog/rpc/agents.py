@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import glob
 import itertools
 import logging
 import os
-import socket
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,20 +13,22 @@ from crannog.core.announcement import AgentState, AgentStatus
 from crannog.core.guestdb import CLOCK, READY, differences
 from crannog.errors import CrannogError, RpcError
 from crannog.ports.channel import Describe, StatusListener
+from crannog.rpc.exercise import exercise
 from crannog.rpc.link import RpcLink
 from crannog.rpc.nursery_link import NurseryLink, RpcChild
 from crannog.rpc.place import DEFAULT_USER, Place
 from crannog.rpc.qrexec_sockets import discard_left
+from crannog.rpc.renewal import Renewal
 from crannog.rpc.strays import end_strays
 
 log = logging.getLogger(__name__)
 
-EXERCISE_TIMEOUT = 20.0
-"""Seconds that a guest has for a command that does nothing."""
 ADOPTION_TIMEOUT = 1.0
 """Seconds in which the RPC process of a VM that runs must answer; after that it is taken for dead."""
 INTRODUCTION_TIMEOUT = 60.0
 """Seconds in which it must answer when a domain was created: where that took long, it may just be started again."""
+CONNECT_ROUNDS, CONNECT_TIMEOUT = 12, 10.0
+"""How often one that has just been started, and is alive, is waited for; and for how many seconds each time."""
 SYSTEM_FOLDER = "/var/run/qubes"
 """Where programs look for the qrexec sockets of a whole host (qrexec protocol, "Flows")."""
 RESTART_PAUSES = (0.3, 1, 5, 30)
@@ -73,7 +72,8 @@ class VMProcesses:
         self._find_number = find_number
         self._describe: Describe = lambda _uuid: {}
         self._followers: dict[str, _Follower] = {}
-        self._listeners: list[StatusListener] = []
+        self._renewal = Renewal(self._tell_once, self.status)
+        self._listeners: list[StatusListener] = [self._renewal.note_status]
 
     def provide(self, describe: Describe) -> None:
         """Have each VM's guest DB hold what `describe` says of it."""
@@ -99,31 +99,35 @@ class VMProcesses:
             await follower.link.introduce(self._find_number(uuid), entries, INTRODUCTION_TIMEOUT)
 
     def set_clock(self, uuid: str, nanoseconds: int) -> None:
-        """Have the VM's agent set the guest's clock. It is told once: an agent that comes later must not hear of it."""
+        """Have the VM's agent set the guest's clock."""
+        self._tell_once(uuid, CLOCK, str(nanoseconds).encode("ascii"))
+
+    def _tell_once(self, uuid: str, path: str, value: bytes) -> None:
+        """Show a VM's agent an entry that is gone again: one that comes later does not hear of it."""
         follower = self._followers.get(uuid)
         if follower:
-            follower.link.write_entry(CLOCK, str(nanoseconds).encode("ascii"))
-            follower.link.write_entry(CLOCK, None)
+            follower.link.write_entry(path, value)
+            follower.link.write_entry(path, None)
+
+    async def put_to_sleep(self, uuid: str) -> None:
+        """Have the agent stop the guest's other processes. Raises RpcError."""
+        await self._renewal.put_to_sleep(uuid)
+
+    async def renew(self, uuid: str, name: str, timeout: float) -> None:  # noqa: ASYNC109
+        """Have the agent of a restored guest make it that of the VM. Raises RpcError."""
+        await self._renewal.renew(uuid, name, timeout)
 
     async def exercise(self, uuid: str) -> None:
-        """Have a shell made ready, then run a command beside it; a guest that does not is given up after a while."""
+        """Have a shell made ready, then run a command beside it; a guest that does not is given up after a while.
+
+        Where the guest has windows, their session is waited for before.
+        """
         follower = self._followers.get(uuid)
         if follower is None:
             return
-        follower.link.write_entry(READY, (follower.default_user or DEFAULT_USER).encode("ascii"))
-        follower.link.write_entry(READY, None)
-        command = (sys.executable, "-m", "crannog.rpc.warm_up", follower.link.path)
-        null = asyncio.subprocess.DEVNULL
-        process = await asyncio.create_subprocess_exec(*command, stdin=null, stdout=null, stderr=null)
-        try:
-            async with asyncio.timeout(EXERCISE_TIMEOUT):
-                await process.wait()
-        except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            if not isinstance(error, TimeoutError):
-                raise
+        user, announced = follower.default_user or DEFAULT_USER, follower.status.announced
+        self._tell_once(uuid, READY, user.encode("ascii"))
+        await exercise(follower.link.path, user if announced and announced.gui else "")
 
     async def read_entries(self, uuid: str, prefix: str) -> dict[str, bytes]:
         """Return what is in the guest DB of a VM below a path; raises RpcError."""
@@ -232,7 +236,7 @@ class VMProcesses:
         """Tell the listeners each status until the process has gone."""
         try:
             if not is_connected:
-                await follower.link.connect()
+                await _connect(follower)
             follower.told = {}  # a new process knows nothing
             self.refresh(uuid)
             async for status in follower.link:
@@ -249,19 +253,14 @@ class VMProcesses:
             listener(uuid, status)
 
 
-def discard_dead_sockets(folder: str) -> None:
-    """Delete the sockets of RPC processes that were killed while no daemon ran: a tool would take them for a VM."""
-    paths = [path for name in ("rpc-*.sock", "qrexec.*") for path in glob.glob(f"{glob.escape(folder)}/{name}")]
-    dead = [path for path in paths if _is_dead(path)]  # all first: links are dead because of what they lead to
-    for path in dead:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _is_dead(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
+async def _connect(follower: _Follower) -> None:
+    """Connect to a process that may still be starting: on a slow host that takes long. Raises RpcError."""
+    for _ in range(CONNECT_ROUNDS):
         try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
-    return False
+            await follower.link.connect(CONNECT_TIMEOUT)
+        except RpcError:
+            if follower.process is None or follower.process.has_ended:
+                raise
+            continue
+        return
+    raise RpcError(f"the RPC process of {follower.name} runs and does not answer at {follower.link.path}")

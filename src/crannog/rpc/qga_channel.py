@@ -28,7 +28,7 @@ TROUBLE = 125
 
 
 class Run:
-    """One command: its input until that ends, its process, then its output. `stream` is 0 once nobody waits for it."""
+    """One command: its input until that ends, its process, then its output. `stream` is 0 if nobody waits for it."""
 
     def __init__(self, stream: int, arguments: list[str]) -> None:
         self.stream = stream
@@ -36,7 +36,7 @@ class Run:
         self.input = bytearray()
         self.ungranted = 0
         self.pid = 0
-        self.is_asked = False
+        self.is_asked = self.is_abandoned = False
         self.pause, self.next_look = FIRST_PAUSE, 0.0
         self.output: list[tuple[int, memoryview]] = []
         self.credit = frames.WINDOW
@@ -168,7 +168,7 @@ class QgaChannel(GuestChannel):
 
     def _take_pid(self, run: Run, reply: Reply) -> None:
         run.pid = parse_pid(reply)
-        if not run.stream:
+        if run.is_abandoned:
             self._end_process(run.pid)
 
     # -- the end
@@ -224,6 +224,7 @@ class QgaChannel(GuestChannel):
     def _abandon(self, run: Run) -> None:
         """End a command whose caller is gone. Its process is looked after until it has ended, then forgotten."""
         run.stream = run.ungranted = 0
+        run.is_abandoned = True
         run.output = []
         if run.pid and run.code is None:
             self._end_process(run.pid)

@@ -56,10 +56,8 @@ class XenGuest:
         self._note_change()
 
     def close(self) -> None:
-        """Let go of XenStore."""
-        if self._store:
-            self._store.close()
-        self._store = self._tree = None
+        """Let go of XenStore, and of the domain."""
+        self._let_go()
         self._domain = 0
 
     # -- what the loop calls
@@ -131,7 +129,11 @@ class XenGuest:
             self._give_up(error)
 
     def _give_up(self, error: HypervisorError) -> None:
+        """Go on without XenStore, as long as it is the same domain."""
         self._log(f"the guest is not heard through XenStore any more: {error}")
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._store:
             self._store.close()
         self._store = self._tree = None

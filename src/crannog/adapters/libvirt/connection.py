@@ -13,11 +13,20 @@ from crannog.adapters.libvirt.endings import Endings
 from crannog.adapters.libvirt.hosts.host import Place, find_host
 from crannog.adapters.libvirt.recount import Recount
 from crannog.adapters.libvirt.roots import choose_root
+from crannog.adapters.libvirt.saving import Saving
 from crannog.adapters.libvirt.screenshot import take_screenshot
 from crannog.adapters.libvirt.session import Session
 from crannog.adapters.libvirt.strays import end_strays
 from crannog.config import Paths, Settings
-from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainStats, DomainUsage, HostCapabilities
+from crannog.core.domain import (
+    DomainInfo,
+    DomainSpec,
+    DomainState,
+    DomainStats,
+    DomainUsage,
+    HostCapabilities,
+)
+from crannog.core.runtime import HostFacts
 from crannog.errors import HypervisorError
 from crannog.ports.hypervisor import StateListener
 
@@ -38,6 +47,10 @@ class LibvirtHypervisor:
         self.is_shared = self._root.is_shared
         self._session = Session(self._root, self._hear, self._look_again)
         self._host = find_host(Place(self._session, self._root, settings, paths.cache))
+        self._saving = Saving(self._session, self._host, paths.overrides)
+        self.saves_memory = self._host.saves_memory
+        self.machine_key = self._saving.machine_key
+        self.save_memory = self._saving.save
         self._listeners: list[StateListener] = []
         self._endings = Endings(self._tell)
         self._logs = ConsoleLogs()
@@ -126,6 +139,10 @@ class LibvirtHypervisor:
         """
         return await self._host.capabilities()
 
+    async def host_facts(self) -> HostFacts | None:
+        """Return what there is for all VMs where our kernel sees only its own share of it; elsewhere None."""
+        return await self._host.facts()
+
     async def diagnose(self) -> list[str]:
         """Return what this host can and cannot do, a sentence each."""
         return await self._host.diagnose()
@@ -174,6 +191,8 @@ class LibvirtHypervisor:
         try:
             self._host.start_log(spec)
             domain = self._host.create(connection, xml)
+            if spec.memory_files and spec.memory_files.is_saved:
+                self._saving.load(domain, spec.memory_files)
         except OSError as error:
             raise HypervisorError(f"{spec.name}: no console log at {spec.console_log}: {error.strerror}") from error
         except libvirt.libvirtError as error:

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from crannog.config import Paths
 from crannog.core.pools import PoolConfig, PoolOption
-from crannog.errors import ValueRefusedError
+from crannog.core.volumes import Volume
+from crannog.errors import StorageError, ValueRefusedError
 from crannog.ports.storage import Pool
 
 _PACKAGE = __name__.rpartition(".")[0]
@@ -25,6 +26,19 @@ class PoolDriver:
         """Register the class, if it is a driver's and not what several have in common."""
         if "driver" in cls.__dict__:
             PoolDriver.registered[cls.driver] = cls
+
+    def can_copy_session(self, volume: Volume) -> bool:
+        """Tell whether what a session has written can be copied: not by drivers that do not say so."""
+        del volume
+        return False
+
+    async def copy_session(self, volume: Volume, path: str) -> None:
+        """Raise StorageError: see `can_copy_session`."""
+        raise StorageError(f"what was written to volume {volume.vid} cannot be copied to {path} by its pool's driver")
+
+    async def start_from(self, volume: Volume, path: str) -> None:
+        """Raise StorageError: see `can_copy_session`."""
+        raise StorageError(f"volume {volume.vid} cannot begin with what {path} holds in its pool")
 
     @classmethod
     def folder_of(cls, config: PoolConfig, paths: Paths) -> str:

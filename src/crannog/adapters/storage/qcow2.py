@@ -8,6 +8,7 @@ import os
 from crannog.adapters.storage.bases import SharedBases
 from crannog.adapters.storage.files import grow
 from crannog.adapters.storage.process import run_tool
+from crannog.adapters.storage.session_copies import CopiedSessions
 from crannog.core.volumes import Location, Volume
 
 _CLUSTERS = "extended_l2=on,cluster_size=128k"
@@ -16,7 +17,7 @@ without parts the first write to each reads 64 KiB of what is below and writes t
 times as long. A part is a 32nd of a cluster: in larger clusters it would be larger than what guests write."""
 
 
-class Qcow2Pool(SharedBases):
+class Qcow2Pool(SharedBases, CopiedSessions):
     """A folder of images (see ports.storage.Pool)."""
 
     driver = "qcow2"

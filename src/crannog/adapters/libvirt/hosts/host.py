@@ -10,7 +10,9 @@ from crannog.adapters.libvirt import console, driver
 from crannog.adapters.libvirt.roots import Root
 from crannog.adapters.libvirt.session import Session
 from crannog.config import Settings
-from crannog.core.domain import DomainInfo, DomainSpec, DomainStats, HostCapabilities
+from crannog.core.domain import DomainInfo, DomainSpec, DomainStats, HostCapabilities, MemoryFiles
+from crannog.core.runtime import HostFacts
+from crannog.errors import HypervisorError
 
 if TYPE_CHECKING:
     import libvirt
@@ -32,6 +34,8 @@ class Host:
     """One host, as one driver shows it."""
 
     scheme: ClassVar[str] = ""
+    saves_memory: ClassVar[bool] = False
+    """Whether it saves the memory of domains, and goes on from there."""
 
     def __init_subclass__(cls) -> None:
         """Register the class for its URIs."""
@@ -48,6 +52,10 @@ class Host:
         """Return what the host can run. Raises HypervisorError."""
         raise NotImplementedError
 
+    async def facts(self) -> HostFacts | None:
+        """Return what there is for all VMs where our kernel sees only its own share of it; elsewhere None."""
+        return None
+
     async def diagnose(self) -> list[str]:
         """Return what the host can and cannot do, a sentence each. Raises HypervisorError."""
         raise NotImplementedError
@@ -61,6 +69,19 @@ class Host:
         import libvirt
 
         return connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
+
+    def machine_key(self, xml: str) -> str:
+        """Return what of this host the saved memory of the domain `xml` depends on; empty: none can be saved."""
+        del xml
+        return ""
+
+    def load(self, domain: "libvirt.virDomain", files: MemoryFiles) -> None:
+        """Have a new domain, whose processors are stopped, be where a saved one was. Blocks; raises HypervisorError."""
+        raise HypervisorError(f"{domain.name()} cannot be restored from {files.state}: this hypervisor knows no way")
+
+    def save(self, domain: "libvirt.virDomain", files: MemoryFiles) -> None:
+        """Save a paused domain. Blocks; raises HypervisorError."""
+        raise HypervisorError(f"{domain.name()} cannot be saved in {files.state}: this hypervisor knows no way")
 
     def list_domains(self, connection: "libvirt.virConnect") -> list[DomainInfo]:
         """Return all domains, in one bulk call. Blocks; raises libvirtError."""

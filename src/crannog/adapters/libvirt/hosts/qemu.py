@@ -3,10 +3,11 @@
 import asyncio
 from typing import TYPE_CHECKING
 
+from crannog.adapters.libvirt import memory
 from crannog.adapters.libvirt.accel import AccelChoice, check_emulator, choose_accel, find_emulator
 from crannog.adapters.libvirt.embed import isolation_gaps
 from crannog.adapters.libvirt.hosts.host import Host, Place
-from crannog.core.domain import HostCapabilities
+from crannog.core.domain import HostCapabilities, MemoryFiles
 
 if TYPE_CHECKING:
     import libvirt
@@ -16,6 +17,7 @@ class QemuHost(Host):
     """This host with QEMU, whether libvirt runs in this process or is a libvirtd."""
 
     scheme = "qemu"
+    saves_memory = True
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -54,6 +56,18 @@ class QemuHost(Host):
             return True
 
         return HostCapabilities(choice.accel, await self._place.session.call(ask), emulator)
+
+    def machine_key(self, xml: str) -> str:
+        """Return what the saved memory depends on: QEMU, and the processor that a guest may have found."""
+        return memory.machine_key(self._found[0], xml) if self._found else ""
+
+    def load(self, domain: "libvirt.virDomain", files: MemoryFiles) -> None:
+        """Have QEMU read the state of the saved machine."""
+        memory.load(domain, files)
+
+    def save(self, domain: "libvirt.virDomain", files: MemoryFiles) -> None:
+        """Have QEMU write the state of the machine; its memory is in its file already."""
+        memory.save(domain, files)
 
     async def diagnose(self) -> list[str]:
         """Return accelerator, HVMs, and what of a guest's isolation is missing."""

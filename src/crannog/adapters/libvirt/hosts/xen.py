@@ -15,6 +15,7 @@ from lxml import etree
 from crannog.adapters.libvirt import driver, failures
 from crannog.adapters.libvirt.hosts.host import Host
 from crannog.core.domain import DomainInfo, DomainSpec, DomainStats, HostCapabilities
+from crannog.core.runtime import HostFacts
 
 if TYPE_CHECKING:
     import libvirt
@@ -41,6 +42,13 @@ class XenHost(Host):
         what = "reading what this Xen host can do"
         xml = await self._place.session.query(what, lambda connection: connection.getCapabilities())
         return find_files(read_xen_capabilities(xml))
+
+    async def facts(self) -> HostFacts:
+        """Return what Xen has; dom0's kernel knows its own memory and processors alone. Raises HypervisorError."""
+        what = "reading how much memory this Xen host has"
+        # virNodeInfo: model, memory in MiB (libvirt's Python says MB), logical processors, ...
+        _, memory, processors, *_ = await self._place.session.query(what, lambda connection: connection.getInfo())
+        return HostFacts(memory, processors)
 
     async def diagnose(self) -> list[str]:
         """Return whether there are HVMs."""

@@ -67,3 +67,11 @@ def disk(value: Disk, driver: Element, *extra: Element) -> Element:
         made.append(element("readonly"))
     made.extend(extra)
     return made
+
+
+def command_line(prefix: str, namespace: str, *words: str) -> Element:
+    """Return a driver's own <commandline>, which gives words to QEMU after all others."""
+    made = etree.Element(f"{{{namespace}}}commandline", nsmap={prefix: namespace})
+    for word in words:
+        etree.SubElement(made, f"{{{namespace}}}arg", value=word)
+    return made

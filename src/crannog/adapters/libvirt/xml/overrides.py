@@ -1,7 +1,7 @@
 """Merges what a user wants of a VM's domain into what we made of it (docs/libvirt.md, "Overrides").
 
-The rules: attributes of `domain`, `os`, `features`, `cpu`, `devices` and `qemu:override` override ours, their children
-are merged.
+The rules: attributes of `domain`, `os`, `features`, `cpu`, `devices`, `qemu:override` and of either `commandline`
+override ours, their children are merged.
 A child that is the same as one of ours is put in its place, whole; others are added. Children are the same when they
 have the same tag and, for those that a machine has several of, the same key. Who the VM is and how much memory it has
 is the registry's to say.
@@ -13,7 +13,9 @@ from crannog.adapters.libvirt.xml.elements import Element
 from crannog.adapters.libvirt.xml.override_file import refusal
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-_MERGED = frozenset({"os", "features", "cpu", "devices", f"{_QEMU}override"})
+_XEN = "{http://libvirt.org/schemas/domain/xen/1.0}"
+_COMMAND_LINES = frozenset({f"{_QEMU}commandline", f"{_XEN}commandline"})
+_MERGED = frozenset({"os", "features", "cpu", "devices", f"{_QEMU}override", *_COMMAND_LINES})
 _FIXED = {
     "name": "qvm-prefs VM name",
     "uuid": "",
@@ -44,7 +46,12 @@ _OPTIONAL = frozenset({"@index", "target/@type", "@bus"})
 
 _ADDED = frozenset(
     f"devices/{tag}" for tag in ("hostdev", "redirdev", "parallel", "sound", "smartcard", "shmem", "memory", "video")
-) | {"seclabel"}
+) | {
+    "seclabel",
+    f"{_QEMU}commandline/{_QEMU}arg",
+    f"{_QEMU}commandline/{_QEMU}env",
+    f"{_XEN}commandline/{_XEN}arg",
+}
 """What a machine can have several of with nothing to tell them apart: always added."""
 
 

@@ -12,12 +12,11 @@ from lxml import etree
 from crannog.adapters.libvirt.xml import elements
 from crannog.adapters.libvirt.xml.elements import Element, element
 from crannog.adapters.libvirt.xml.machine import Machine
+from crannog.adapters.libvirt.xml.memory import NAMESPACE, memory_elements
 from crannog.core.domain import Boot, Channel, Disk
 from crannog.core.qga import PORT_NAME, qga_path
 from crannog.errors import HypervisorError
 
-_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
-"""Elements that only libvirt's QEMU driver knows (https://libvirt.org/drvqemu.html, "Overriding properties")."""
 _QGA_ALIAS = "ua-qemu-agent"
 _QGA_STAND_IN = "org.crannog.qemu-agent.0"
 """What libvirt takes the name of that port for: with the right one it would be the agent's client itself, and a socket
@@ -42,10 +41,10 @@ def _address(slot: int) -> Element:
 
 def _rename_port(alias: str, name: str) -> Element:
     """Return <qemu:override>, which gives a device of QEMU a property that libvirt does not know of."""
-    made = etree.Element(f"{{{_NAMESPACE}}}override", nsmap={"qemu": _NAMESPACE})
-    device = etree.SubElement(made, f"{{{_NAMESPACE}}}device", alias=alias)
-    frontend = etree.SubElement(device, f"{{{_NAMESPACE}}}frontend")
-    etree.SubElement(frontend, f"{{{_NAMESPACE}}}property", name="name", type="string", value=name)
+    made = etree.Element(f"{{{NAMESPACE}}}override", nsmap={"qemu": NAMESPACE})
+    device = etree.SubElement(made, f"{{{NAMESPACE}}}device", alias=alias)
+    frontend = etree.SubElement(device, f"{{{NAMESPACE}}}frontend")
+    etree.SubElement(frontend, f"{{{NAMESPACE}}}property", name="name", type="string", value=name)
     return made
 
 
@@ -64,6 +63,7 @@ class QemuMachine(Machine):
         domain = super().describe()
         if self.spec.channels:
             domain.append(_rename_port(_QGA_ALIAS, PORT_NAME))
+        domain.extend(memory_elements(self.spec))
         return domain
 
     def domain_type(self) -> str:
@@ -91,7 +91,9 @@ class QemuMachine(Machine):
         # Without ACPI a guest halts instead of powering off, and never sees the power button.
         yield element("features", element("acpi"), element("apic"))
         if self._is_native:
-            yield element("cpu", mode="host-passthrough", check="none", migratable="off")
+            # What cannot be saved (invariant time stamps) is left out where that is to be.
+            migratable = "on" if self.spec.memory_files else "off"
+            yield element("cpu", mode="host-passthrough", check="none", migratable=migratable)
         else:
             slow = (element("feature", policy="disable", name=name) for name in _SLOW_EMULATED)
             yield element("cpu", *slow, mode="maximum", check="none", migratable="on")

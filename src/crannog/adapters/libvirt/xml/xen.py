@@ -7,8 +7,6 @@ keeps the consoles' logs (/var/log/xen/console), libvirt's <log> has no meaning 
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lxml import etree
-
 from crannog.adapters.libvirt.xml import elements
 from crannog.adapters.libvirt.xml.elements import Element, element
 from crannog.adapters.libvirt.xml.machine import Machine
@@ -17,14 +15,6 @@ from crannog.errors import HypervisorError
 
 _NAMESPACE = "http://libvirt.org/schemas/domain/xen/1.0"
 """Elements that only libvirt's Xen driver knows (libvirt, drvxen page, "Passing command line arguments to QEMU")."""
-
-
-def _pass_on(*words: str) -> Element:
-    """Return <xen:commandline>, which gives words to the QEMU that libxl starts, after libxl's own."""
-    made = etree.Element(f"{{{_NAMESPACE}}}commandline", nsmap={"xen": _NAMESPACE})
-    for word in words:
-        etree.SubElement(made, f"{{{_NAMESPACE}}}arg", value=word)
-    return made
 
 
 class XenMachine(Machine):
@@ -132,7 +122,7 @@ class XenHvm(XenPvh):
         domain = super().describe()
         if self.spec.has_display and self.spec.display_socket:
             path = self.spec.display_socket.replace(",", ",,")  # a comma begins QEMU's next option
-            domain.append(_pass_on("-vnc", f"unix:{path}"))
+            domain.append(elements.command_line("xen", _NAMESPACE, "-vnc", f"unix:{path}"))
         return domain
 
     def devices(self) -> Iterable[Element]:
