@@ -1,5 +1,6 @@
 """A shell that is ready before its command is known: a command in it ends as any other, and nobody else gets it."""
 
+import contextlib
 import os
 import pwd
 import time
@@ -25,9 +26,9 @@ class ReadyWorld(AgentWorld):
         """Return the children of the agent that wait for a command."""
         found = []
         for pid in Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split():
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b". /dev/fd/3" in line:
-                found.append(int(pid))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if b". /dev/fd/3" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(int(pid))
         return found
 
     def prepare(self, user: str = ME.pw_name) -> int:
@@ -44,9 +45,17 @@ class ReadyWorld(AgentWorld):
         return output == b"%d\n" % shell
 
 
-def children_of(pid: int) -> list[str]:
-    """Return the children of a process (proc(5), children)."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+def children_called(pid: int, name: str) -> list[int]:
+    """Return the children of a process that run the program of this name (proc(5), children and comm).
+
+    What /etc/profile runs comes and goes meanwhile.
+    """
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{child}/comm").read_text() == f"{name}\n":
+                found.append(int(child))
+    return found
 
 
 @pytest.fixture
@@ -130,14 +139,14 @@ def test_what_its_profiles_have_started_is_given_no_command(tmp_path: Path, monk
     calls.prepare(ME.pw_name.encode())
     assert calls.ready
     shell = calls.ready.pid
-    wait_until(lambda: bool(children_of(shell)))
-    (sleeper,) = children_of(shell)
+    wait_until(lambda: bool(children_called(shell, "sleep")))
+    (sleeper,) = children_called(shell, "sleep")
     os.kill(shell, 9)
     try:
         wait_until(lambda: state_of(shell) == "Z")
         assert calls.take_ready(1, f"{ME.pw_name}:echo lost".encode()) is None
     finally:
-        os.kill(int(sleeper), 9)
+        os.kill(sleeper, 9)
         calls.drop_ready()
         os.waitpid(shell, 0)
 

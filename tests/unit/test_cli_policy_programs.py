@@ -16,7 +16,7 @@ import pytest
 
 from crannog.cli import policy_programs
 from crannog.cli.policy_programs import NotificationAsker, ProgramAsker, offer
-from crannog.cli.policy_question import Question
+from crannog.cli.policy_question import ASK, Question
 from crannog.config import Paths
 from crannog.daemon.decision_log import DecisionLog
 from crannog.daemon.policy import PolicyKeeper
@@ -26,8 +26,11 @@ from tests.fakes import add_vm, new_registry, short_folder, template_and_app
 
 RULES = "test.Ask * work @anyvm ask default_target=other\n"
 CODE = (
-    "import os, sys; from crannog.cli import policy, policy_programs\n"
+    "import os, signal, subprocess, sys; from crannog.cli import policy, policy_programs\n"
     "policy_programs.CALM = float(os.environ.get('CALM', policy_programs.CALM))\n"
+    "if number := int(os.environ.get('SIGNAL_AT_START', 0)):\n"
+    "    start = subprocess._fork_exec\n"
+    "    subprocess._fork_exec = lambda *details: (start(*details), signal.raise_signal(number))[0]\n"
     "sys.exit(policy.main(sys.argv[1:]))"
 )
 PROGRAM = [sys.executable, "-c", CODE]
@@ -71,9 +74,10 @@ class Place:
         path.chmod(0o755)
         return str(path)
 
-    async def start(self, *words: str) -> None:
-        """Start the agent; return when it listens."""
+    async def start(self, *words: str, signal_at_start: int = 0) -> None:
+        """Start the agent; return when it listens. It gets a signal as soon as it starts a program."""
         env = {**os.environ, "CRANNOG_HOME": str(self.home), "PLACE": str(self.home)}
+        env["SIGNAL_AT_START"] = str(signal_at_start)
         env["PATH"] = f"{self.home}/bin:{env['PATH']}"
         log = (self.home / "agent.log").open("w")
         self.agent = subprocess.Popen(  # noqa: ASYNC220 - it is only started
@@ -216,9 +220,13 @@ async def test_what_a_program_leaves_behind_when_it_is_ended_ends_as_well(place:
 
 
 async def test_a_program_whose_question_is_gone_is_ended(place: Place) -> None:
-    place.server.ask_seconds = 0.5
     await place.start("--command", place.program("#!/bin/sh\nexec sleep 300\n"))
-    assert await place.call() == "deny"
+    question = {"source": "work", "service": "test.Ask", "argument": "+", "targets": ["other"], "default_target": ""}
+    _, writer = await asyncio.open_unix_connection(place.paths.policy_agent_socket)
+    writer.write(ASK + b"\0" + json.dumps(question).encode())
+    writer.write_eof()
+    await place.until(place.processes)
+    writer.close()
     await place.until(lambda: "the question is gone" in place.log and not place.processes())
 
 
@@ -226,6 +234,16 @@ async def test_programs_run_one_at_a_time(place: Place) -> None:
     text = '#!/bin/sh\nmkdir "$PLACE/busy" || exit 1\nsleep 0.1\nrmdir "$PLACE/busy"\necho allow:other\n'
     await place.start("--command", place.program(text))
     assert await asyncio.gather(*[place.call(f"test.Ask+{number}") for number in range(5)]) == ["other"] * 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_an_interrupt_while_a_program_starts_ends_it_too(place: Place, number: int) -> None:
+    """The signal comes when the program's process is there, and nothing has been returned for it yet."""
+    await place.start("--command", place.program("#!/bin/sh\nexec sleep 300\n"), signal_at_start=number)
+    assert await place.call() == "deny"
+    assert place.agent
+    assert await asyncio.to_thread(place.agent.wait, PATIENCE) == 130
+    await place.until(lambda: not place.processes())
 
 
 async def test_an_interrupt_ends_the_program_too(place: Place) -> None:
