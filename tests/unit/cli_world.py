@@ -66,6 +66,8 @@ class FakeDaemon:
                     request += chunk
                 if request == b"end":
                     return
+                if request == b"settle":
+                    continue
                 reply = self.raw.pop(0) if self.raw else self._answer(request)
                 with contextlib.suppress(BrokenPipeError):  # a lease's answer is waited for by nobody
                     connection.sendall(reply)
@@ -89,6 +91,14 @@ class FakeDaemon:
     def heard(self) -> list[str]:
         """Return all requests in short."""
         return [str(asked) for asked in self.asked]
+
+    def settle(self) -> None:
+        """Return when whatever came before is answered, and those connections are closed, as a lease's is."""
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(self.paths.daemon_socket)
+            last.sendall(b"settle")
+            last.shutdown(socket.SHUT_WR)
+            assert last.recv(1) == b""
 
     def close(self) -> None:
         """End; requests that are on their way are still answered."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -38,6 +38,8 @@ class FakeRpc:
     is_silent: bool = False
     status: bytes = b'{"agent": "ready", "announced": null}\n'
     commands: list[str] = field(default_factory=list)
+    before_end: Callable[[], object] = bool
+    """Called before the exit code is sent."""
 
     def __post_init__(self) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
@@ -75,6 +77,7 @@ class FakeRpc:
             connection.sendall(struct.pack("<II", stream, len(data)) + data)
         if self.is_silent:
             file.read()  # until the caller is gone
+        self.before_end()
         connection.sendall(struct.pack("<III", DATA_EXIT_CODE, 4, self.code))
 
     def close(self) -> None:
@@ -137,7 +140,7 @@ def call_on_terminal(*words: str, interrupt: bool = False) -> tuple[int, bytes]:
 def disposable(daemon: FakeDaemon) -> Iterator[FakeRpc]:
     """Have the daemon make a disposable `work`, which runs."""
     daemon.answers["admin.vm.CreateDisposable"] = "work"
-    rpc = FakeRpc(daemon.paths.rpc_socket("work"), [(DATA_STDOUT, b"said")], code=5)
+    rpc = FakeRpc(daemon.paths.rpc_socket("work"), [(DATA_STDOUT, b"said")], code=5, before_end=daemon.settle)
     yield rpc
     rpc.close()
 

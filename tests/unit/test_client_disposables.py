@@ -116,7 +116,7 @@ async def test_what_a_command_reads(daemon: FakeDaemon, stdin: str | bytes | Non
 async def test_a_network_is_left_alone_when_it_is_asked_for(daemon: FakeDaemon) -> None:
     with rpc(daemon):
         async with crannog.client.disposable(network=True, home=daemon.paths.home):
-            pass
+            daemon.settle()
     assert daemon.heard[:2] == ["admin.vm.CreateDisposable dom0", "crannog.vm.Lease disp1"]
     assert not [heard for heard in daemon.heard if "netvm" in heard]
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -226,9 +227,11 @@ async def test_a_parent_that_hangs(world: NurseryWorld, monkeypatch: pytest.Monk
     assert not first.has_ended
 
 
-async def test_a_start_is_given_up(world: NurseryWorld) -> None:
+async def test_a_start_is_given_up(world: NurseryWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever started a VM has gone: no process is left, and the next start finds all in order."""
     first = await world.bear("first")
+    write = MagicMock(wraps=os.write)
+    monkeypatch.setattr(os, "write", write)
     os.kill(world.parent, signal.SIGSTOP)
     start = asyncio.ensure_future(world.bear("second"))
     await asyncio.sleep(0)
@@ -241,3 +244,5 @@ async def test_a_start_is_given_up(world: NurseryWorld) -> None:
     second = await next_one
     await until(lambda: set(descendants(world.parent)) == {first.pid, second.pid}, "the one that nobody wants ended")
     await world.listens("second")
+    words = [call.args[1] for call in write.call_args_list]
+    assert words.count(messages.GO) == 1, "it never begins: it would have the socket of the next one"

@@ -9,6 +9,7 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from crannog.errors import RpcError
 from crannog.rpc import nursery_messages as messages
@@ -67,6 +68,16 @@ class RpcChild:
             await self.wait()
 
 
+@dataclass
+class _Request:
+    """A start that is asked for."""
+
+    birth: Birth
+    log_path: str
+    is_wanted: bool = True
+    """Whether somebody waits for it still."""
+
+
 class NurseryLink:
     """Has RPC processes started. Their parent is started for the first of them, and again when it has ended."""
 
@@ -83,10 +94,12 @@ class NurseryLink:
 
         When this is cancelled, the process ends, or does not begin.
         """
-        task = asyncio.ensure_future(self._bear(Birth(place, environment), log_path))
+        request = _Request(Birth(place, environment), log_path)
+        task = asyncio.ensure_future(self._bear(request))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            request.is_wanted = False
             task.add_done_callback(_give_up)
             raise
 
@@ -103,22 +116,30 @@ class NurseryLink:
         if process:
             await process.wait()
 
-    async def _bear(self, birth: Birth, log_path: str) -> RpcChild:
+    async def _bear(self, request: _Request) -> RpcChild:
+        vm = request.birth.place.vm
         try:
             async with self._turn:
-                try:
-                    return await self._ask(birth, log_path)
-                except (ConnectionError, EOFError):  # it was killed: a child that it may have had does not begin
-                    return await self._ask(birth, log_path)
+                child = await self._ask_twice(request)
+                if not request.is_wanted:  # the next one may be the same VM's, and finds nobody at its socket
+                    child.send_signal(signal.SIGKILL)
+                    await child.wait()
+                return child
         except (ConnectionError, EOFError, TimeoutError) as error:
             raise RpcError(
-                f"the RPC process of {birth.place.vm} cannot be started: the process that starts them "
+                f"the RPC process of {vm} cannot be started: the process that starts them "
                 f"does not answer; see {self._log_path}"
             ) from error
         except OSError as error:
-            raise RpcError(f"the RPC process of {birth.place.vm} cannot be started: {error.strerror}") from error
+            raise RpcError(f"the RPC process of {vm} cannot be started: {error.strerror}") from error
 
-    async def _ask(self, birth: Birth, log_path: str) -> RpcChild:
+    async def _ask_twice(self, request: _Request) -> RpcChild:
+        try:
+            return await self._ask(request)
+        except (ConnectionError, EOFError):  # it was killed: a child that it may have had does not begin
+            return await self._ask(request)
+
+    async def _ask(self, request: _Request) -> RpcChild:
         """Ask for one child. Raises ConnectionError, EOFError when the parent has ended, other OSErrors."""
         control = self._control or await self._start()
         with contextlib.ExitStack() as ours:
@@ -126,12 +147,13 @@ class NurseryLink:
             ours.callback(os.close, stdin)
             with contextlib.ExitStack() as unless_born:
                 unless_born.callback(os.close, starter)
-                log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                log = os.open(request.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 ours.callback(os.close, log)
-                pid, pidfd = await self._exchange(control, birth, [stdin, log])
+                pid, pidfd = await self._exchange(control, request.birth, [stdin, log])
                 unless_born.pop_all()
-        with contextlib.suppress(BrokenPipeError):  # its end is heard of by its pidfd
-            os.write(starter, messages.GO)
+        if request.is_wanted:
+            with contextlib.suppress(BrokenPipeError):  # its end is heard of by its pidfd
+                os.write(starter, messages.GO)
         return RpcChild(pid, pidfd, starter)
 
     async def _exchange(self, control: socket.socket, birth: Birth, fds: list[int]) -> tuple[int, int]:
