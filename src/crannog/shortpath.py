@@ -51,20 +51,40 @@ def provide_short_path(home: str, alias_folder: str = "") -> str:
     try:
         _make_private(alias_folder)
         _drop_dangling(alias_folder)
-        if not os.path.islink(alias) or os.readlink(alias) != home:
-            if os.path.lexists(alias):
-                os.unlink(alias)
-            os.symlink(home, alias)
+        if not _leads_to(alias, home):
+            _link(home, alias)
     except OSError as error:
         raise StorageError(f"{home} gets no short name in {alias_folder}: {error.strerror}") from error
     return alias
+
+
+def _leads_to(alias: str, home: str) -> bool:
+    try:
+        return os.readlink(alias) == home
+    except OSError:
+        return False
+
+
+def _link(home: str, alias: str) -> None:
+    """Make the link, or replace it; another process may be doing the same."""
+    new = f"{alias}.{os.getpid()}"
+    _delete(new)  # of one that was killed, and had our number
+    os.symlink(home, new)
+    os.replace(new, alias)
 
 
 def _drop_dangling(folder: str) -> None:
     """Delete the short names of homes that are gone."""
     for entry in os.scandir(folder):
         if entry.is_symlink() and not os.path.exists(entry.path):
-            os.unlink(entry.path)
+            _delete(entry.path)
+
+
+def _delete(path: str) -> None:
+    import contextlib
+
+    with contextlib.suppress(FileNotFoundError):  # another process has been quicker
+        os.unlink(path)
 
 
 def _make_private(folder: str) -> None:

@@ -14,7 +14,7 @@ from crannog.rpc.place import Place
 from tests.unit.rpc_world import is_alive
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "WHO": "the parent"}
-SECONDS = 10
+SECONDS = 20
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

@@ -58,7 +58,7 @@ serve([listen(sys.argv[1]), listen(sys.argv[2])])
 """
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 8.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Wait until `condition()` is true; fail when it does not get true in `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

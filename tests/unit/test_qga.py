@@ -22,7 +22,7 @@ HASTY = """
 import sys
 from crannog.rpc import qga, qga_port, vm_loop, vm_process
 vm_loop.FALLBACK_WAIT, qga.PATIENCE, qga.PING_PAUSE = 0.1, float(sys.argv[1]), 0.3
-qga_port.SILENCE_MAX, qga_port.RESYNC_PAUSE, qga_port.RECONNECT_PAUSE = 1.0, 0.2, 0.2
+qga_port.SILENCE_MAX, qga_port.RESYNC_PAUSE, qga_port.RECONNECT_PAUSE = 4.0, 0.2, 0.2
 sys.exit(vm_process.main(sys.argv[2:]))
 """
 """Runs an RPC process that waits for nothing as long as it does in use."""
@@ -313,9 +313,10 @@ def test_nonsense_in_place_of_a_process_ends_the_call_alone(world: World, agent:
 def test_an_output_without_end_does_not_stay_in_memory(world: World, agent: FakeAgent) -> None:
     process = start(world)
     before = memory_of(process.pid)
+    line = b'{"return": {"out-data": "' + b"A" * (2 * BIG_LINE_MAX)
 
     def flood(agent: FakeAgent, _name: str, _arguments: dict[str, object]) -> bytes:
-        agent.push(b'{"return": {"out-data": "' + b"A" * (2 * BIG_LINE_MAX))
+        agent.push(line)
         return b""
 
     agent.answers["guest-exec-status"] = flood

@@ -1,6 +1,8 @@
 """Short names for homes whose paths are too long for unix sockets."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,34 @@ def test_an_alias_that_points_elsewhere_is_replaced(aliases: str) -> None:
     os.unlink(alias)
     os.symlink("/elsewhere", alias)
     assert os.readlink(provide_short_path(LONG, aliases)) == LONG
+
+
+def test_many_at_once_get_and_drop_short_names(aliases: str, tmp_path: Path) -> None:
+    """Processes that find the same names of homes that are gone, and want the same name."""
+    code = (
+        "import sys; from crannog.shortpath import provide_short_path\n"
+        "sys.stdin.readline()\n"
+        "for _ in range(300): provide_short_path(sys.argv[1], sys.argv[2])"
+    )
+    home = tmp_path / LONG[1:90]
+    home.mkdir()
+    dropping = [subprocess.Popen([sys.executable, "-c", code, home, aliases], stdin=subprocess.PIPE) for _ in range(4)]
+    os.mkdir(aliases, 0o700)
+    for process in dropping:
+        assert process.stdin
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    number = 0
+    while any(process.poll() is None for process in dropping):
+        number += 1
+        os.symlink("/nowhere", f"{aliases}/gone-{number}")
+        if number % 50 == 0:
+            Path(provide_short_path(str(home), aliases)).unlink(missing_ok=True)
+    for process in dropping:
+        process.communicate(timeout=30)
+    assert [process.returncode for process in dropping] == [0] * 4
+    assert os.readlink(provide_short_path(str(home), aliases)) == str(home)
+    assert len(os.listdir(aliases)) == 1
 
 
 def test_a_folder_that_others_can_write_to_is_refused(aliases: str) -> None:
