@@ -111,7 +111,7 @@ def test_a_stuck_reader_blocks_nobody_and_holds_one_window(world: World) -> None
     stuck = [start_raw_call(world, "cat /dev/zero") for _ in range(4)]
     started = time.monotonic()
     assert world.run("head -c 3000000 /dev/zero | wc -c")[1] == b"3000000\n"
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
     assert memory_of(process) - before < 4 * 2 * frames.WINDOW + (4 << 20)
     for client in stuck:
         client.close()
@@ -140,7 +140,7 @@ def test_background_processes_that_hold_the_pipes_do_not_hold_up_the_end(world: 
     noisy = "(while echo noise; do :; done) & echo pid $!"
     code, out, _ = world.run(f"sleep 15 & echo pid $!; {noisy}; exit 4")
     assert code == 4
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 12
     quiet_pid, noisy_pid = [int(line.split()[1]) for line in out.splitlines() if line.startswith(b"pid")]
     assert is_alive(quiet_pid)
     os.kill(quiet_pid, signal.SIGKILL)

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 
+from crannog.adapters.libvirt import accel
 from crannog.adapters.libvirt.accel import choose_accel, find_emulator, runs_guest
 from crannog.adapters.libvirt.connection import LibvirtHypervisor
 from crannog.adapters.libvirt.domain_xml import build_domain_xml
@@ -266,17 +268,17 @@ async def test_the_environment_is_as_before(hypervisor: Hypervisor) -> None:
 
 
 async def test_the_trial_guest_runs_when_emulated() -> None:
-    assert await runs_guest(find_emulator(""), "tcg") == ""
+    assert await runs_guest(find_emulator(""), "tcg", 30) == ""
 
 
-async def test_kvm_is_tried_once_and_within_bounds(tmp_path: Path) -> None:
+async def test_kvm_is_tried_once_and_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = AsyncMock(wraps=runs_guest)
+    monkeypatch.setattr(accel, "runs_guest", trial)
     before = time.monotonic()
     first = await choose_accel("auto", find_emulator(""), str(tmp_path))
-    tried = time.monotonic()
-    second = await choose_accel("auto", find_emulator(""), str(tmp_path))
-    assert tried - before < 4.5
-    assert time.monotonic() - tried < 0.2
-    assert first == second
+    assert time.monotonic() - before < 8, "4 s is what a trial may take"
+    assert await choose_accel("auto", find_emulator(""), str(tmp_path)) == first
+    assert trial.await_count <= 1
     assert first.accel == ("kvm" if "trial guest ran" in first.reason else "tcg")
 
 
