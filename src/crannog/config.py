@@ -103,6 +103,11 @@ class Paths:
         """Return the socket on which the process of a display, `screen` or `agent`, says how it is."""
         return f"{self.run}/show-{kind}-{uuid[:8]}.sock"
 
+    @staticmethod
+    def client_socket(display_socket: str) -> str:
+        """Return where a display's process waits for the client that it has started; beside its own socket."""
+        return f"{display_socket.removesuffix('.sock')}-client.sock"
+
     def display_log(self, vm: str) -> str:
         """Return the log of the processes that show the VM."""
         return f"{self.logs}/display-{vm}.log"

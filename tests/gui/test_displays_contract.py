@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import subprocess
 from collections.abc import AsyncIterator
@@ -73,6 +74,13 @@ class TestDesktop(DisplaysContract):
         assert bench.is_shown()
         bench.displays.close(DisplayKind.SCREEN, SHOWN.uuid)
         await bench.hears(DisplayNews.ENDED)
+
+    async def test_what_is_killed_leaves_no_socket(self, bench: DesktopBench) -> None:
+        await bench.displays.open(DisplayKind.SCREEN, SHOWN)
+        await bench.hears(DisplayNews.DRAWN)
+        bench.displays.kill(DisplayKind.SCREEN, SHOWN.uuid)
+        await bench.hears(DisplayNews.ENDED)
+        assert not os.path.exists(bench.paths.display_socket("screen", SHOWN.uuid))
 
     async def test_a_spare_ends_with_the_daemon(self, bench: DesktopBench) -> None:
         bench.displays.prepare()

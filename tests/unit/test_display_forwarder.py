@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from crannog.config import Paths
 from crannog.display.forwarder import choose_pause
 from crannog.display.forwarder_command import build_command
 from crannog.display.forwarder_output import LOG_LINES_MAX, Output
@@ -250,6 +251,24 @@ def test_sigterm_ends_everything(forwarding: Forwarding) -> None:
     assert forwarding.process.wait(10) == 0
     wait_until(lambda: not is_alive(client))
     assert not os.path.exists(forwarding.status)
+
+
+def test_what_a_kill_leaves_is_replaced(forwarding: Forwarding) -> None:
+    """Killed while its client starts, it leaves its two sockets, and nothing anywhere else."""
+    waiting = Paths.client_socket(forwarding.status)
+    forwarding.start("import os, sys, time; open(sys.argv[2], 'w').write(str(os.getpid())); time.sleep(60)")
+    wait_until(lambda: forwarding.pid_file.exists() and forwarding.pid_file.read_text() != "")
+    assert os.path.exists(waiting)
+    forwarding.process.kill()
+    forwarding.process.wait(10)
+    assert os.path.exists(waiting)
+    os.kill(forwarding.client(), signal.SIGKILL)  # a real one dies with it: its sandbox does
+    forwarding.leave()
+    forwarding.start()
+    forwarding.wait_for("connected")
+    forwarding.process.terminate()
+    assert forwarding.process.wait(10) == 0
+    assert not os.path.exists(waiting)
 
 
 def test_it_outlives_its_watchers_and_ends_with_the_vm(forwarding: Forwarding) -> None:

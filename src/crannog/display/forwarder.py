@@ -23,11 +23,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
 from crannog.client.rpc import is_served
+from crannog.config import Paths
 from crannog.display.forwarder_children import Client, ended, feed, start_client
 from crannog.display.forwarder_command import build_command
 from crannog.display.look import WORD as LOOK
@@ -72,8 +72,11 @@ class Forwarder:
 
     _status: StatusSocket
 
-    def __init__(self, rpc_path: str, look: Look, make_client: MakeClient, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, rpc_path: str, client_path: str, look: Look, make_client: MakeClient, clock: Callable[[], float]
+    ) -> None:
         self._rpc_path = rpc_path
+        self._client_path = client_path
         self._look = look
         self._make_client = make_client
         self._client: Client | None = None
@@ -125,11 +128,19 @@ class Forwarder:
         """Wait for the guest's display, and show it until something ends. Raises Lost."""
         self._is_connected = False
         self._wait_for_guest()
-        with tempfile.TemporaryDirectory(prefix="crannog-") as folder, socket.socket(socket.AF_UNIX) as listener:
-            path = f"{folder}/guest.sock"
-            listener.bind(path)
-            listener.listen(1)
-            self._show(path, listener)
+        self._unlink()  # a process that was killed has left it
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self._client_path)
+            try:
+                os.chmod(self._client_path, 0o600)
+                listener.listen(1)
+                self._show(listener)
+            finally:
+                self._unlink()
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._client_path)
 
     def _wait_for_guest(self) -> None:
         with ended(self._call(f"{SERVICE}+wait", subprocess.DEVNULL)) as waiting:
@@ -139,8 +150,8 @@ class Forwarder:
         if code:
             raise Lost(_REASONS.get(code, "the guest's display is not there yet"))
 
-    def _show(self, path: str, listener: socket.socket) -> None:
-        with start_client(self._make_client(self._look, path)) as client:
+    def _show(self, listener: socket.socket) -> None:
+        with start_client(self._make_client(self._look, self._client_path)) as client:
             self._client = client
             try:
                 self._lead(client, listener)
@@ -178,9 +189,7 @@ class Forwarder:
     def _accept(self, listener: socket.socket) -> "subprocess.Popen[bytes]":
         """Let the client have the guest's display, over its one connection; return the call."""
         connection, _ = listener.accept()
-        path = listener.getsockname()
         listener.close()  # what else may run in the sandbox gets none
-        shutil.rmtree(os.path.dirname(path), ignore_errors=True)  # now, as a kill would leave it for ever
         with connection:
             return self._call(SERVICE, connection.fileno(), connection.fileno())
 
@@ -263,7 +272,7 @@ def serve(rpc_path: str, status_path: str, look: Look, make_client: MakeClient) 
     """Show windows, and say on a socket at `status_path` how things are. Raises OSError."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    forwarder = Forwarder(rpc_path, look, make_client, time.monotonic)
+    forwarder = Forwarder(rpc_path, Paths.client_socket(status_path), look, make_client, time.monotonic)
     with contextlib.closing(StatusSocket(status_path, forwarder.take_line)) as status:
         missing = [program for program in ("bwrap", "prlimit", "xpra") if not shutil.which(program)]
         if missing:

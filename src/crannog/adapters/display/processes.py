@@ -191,6 +191,7 @@ class DesktopDisplays:
             await _bury(process)
             if self._processes.get(key) is process:
                 del self._processes[key]
+                _discard_sockets(process.path)
             self._tell(*key, DisplayNews.ENDED)
 
     def _note_line(self, shown: Shown, kind: DisplayKind, line: str) -> None:
@@ -259,3 +260,10 @@ async def _bury(process: _Process) -> None:
     if process.pidfd is not None:
         os.close(process.pidfd)
         process.pidfd = None
+
+
+def _discard_sockets(path: str) -> None:
+    """Delete what a display's process leaves when it is killed."""
+    for left in (path, Paths.client_socket(path)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(left)
