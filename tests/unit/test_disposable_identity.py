@@ -164,6 +164,7 @@ def test_a_disposable_has_host_keys_of_its_own(guest: Guest, how: str) -> None:
         guest.write("proc/cmdline", "quiet crannog.disposable")
     else:
         guest.write("sys/class/dmi/id/chassis_asset_tag", "crannog.disposable")
+        guest.write("sys/class/dmi/id/chassis_serial", "disp7")
     guest.run()
     after = keys(guest)
     assert after.keys() == before.keys()
@@ -178,6 +179,26 @@ def test_who_keeps_things_keeps_its_keys(guest: Guest, cmdline: str) -> None:
     guest.write("proc/cmdline", cmdline)
     guest.run()
     assert keys(guest) == before
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "tag", "name"),
+    [
+        ("quiet crannog.name=work", "", "work"),
+        ("quiet crannog.disposable crannog.name=disp9", "", "disp9"),
+        ("quiet crannog.name=told crannog.name=last", "crannog.disposable", "last"),
+        ("quiet", "crannog.disposable", "disp8"),
+        ("quiet", "", "disp7"),
+        ("quiet", "another vendor's", "disp7"),
+    ],
+)
+def test_the_name_is_what_the_host_says(guest: Guest, cmdline: str, tag: str, name: str) -> None:
+    """By the kernel's command line, or as the chassis' serial number of a disposable; else it is the system's own."""
+    guest.write("proc/cmdline", cmdline)
+    guest.write("sys/class/dmi/id/chassis_asset_tag", tag)
+    guest.write("sys/class/dmi/id/chassis_serial", "disp8")
+    guest.run()
+    assert guest.read("proc/sys/kernel/hostname") == f"{name}\n"
 
 
 # -- one that was restored from memory

@@ -16,13 +16,13 @@ FILL_SECONDS = 120
 
 
 @contextmanager
-def disposable_home(home: Home, *, restores: bool = False) -> Iterator[Home]:
-    """Give a home the AppVM `dvm`, from which disposables start by default.
+def disposable_home(home: Home, *, restores: bool = False, template: str = "debian-12") -> Iterator[Home]:
+    """Give a home the AppVM `dvm` of a template, from which disposables start by default.
 
     Unless `restores`, none is restored from memory: a VM that comes and goes to be saved would be among those that are
     counted, and all would take less time than what is tested has.
     """
-    home.ok("qvm-create", "--template", "debian-12", DVM)
+    home.ok("qvm-create", "--template", template, DVM)
     if not restores:
         home.ok("qvm-features", DVM, "restore-dispvm", "")
     home.ok("qvm-prefs", DVM, "template_for_dispvms", "True")

@@ -10,15 +10,17 @@ _GUEST = os.path.join(os.path.dirname(os.path.dirname(_FOLDER)), "guest")
 
 LIBRARY = "usr/lib/crannog"
 AGENT = LIBRARY + "/agent.py"
-UNIT = "usr/lib/systemd/system/crannog-agent.service"
-IDENTITY_UNIT = "usr/lib/systemd/system/crannog-identity.service"
+_UNITS = "usr/lib/systemd/system"
+UNIT = f"{_UNITS}/crannog-agent.service"
+EARLY_UNITS = {"crannog-identity": "sysinit", "crannog-private": "local-fs", "crannog-grow": "multi-user"}
+"""What else systemd does at the boot, and for which target (guest/systemd)."""
+_RULES = "usr/lib/udev/rules.d/60-crannog-grow.rules"
 SERVICES = "etc/qubes-rpc"
 CONFIGS = "etc/qubes/rpc-config"
 GUI = LIBRARY + "/gui"
-GUI_UNIT = "usr/lib/systemd/system/crannog-gui.service"
+GUI_UNIT = f"{_UNITS}/crannog-gui.service"
 _PRESET = "usr/lib/systemd/system-preset/50-crannog-gui.preset"
 _WANTS = "etc/systemd/system/multi-user.target.wants"
-_EARLY_WANTS = "etc/systemd/system/sysinit.target.wants"
 _CLIENT = "usr/bin/qrexec-client-vm"
 _DATABASE_TOOLS = ("read", "multiread", "list", "write", "rm", "watch")
 _COPIES = ("qvm-copy", "qvm-copy-to-vm", "qvm-move", "qvm-move-to-vm")
@@ -75,7 +77,7 @@ def list_guest_files(hostname: str, agent: bytes, *, has_gui: bool = False) -> l
         *list_agent_files(agent),
         *(
             GuestFile(f"{LIBRARY}/{name}", script, read_file(name))
-            for name in ("sysinit", "private-volume", "coldplug", "console-login", "shutdown")
+            for name in ("sysinit", "coldplug", "console-login", "shutdown")
         ),
         GuestFile("etc/inittab", content=read_file("inittab") + (read_file("inittab-gui") if has_gui else b"")),
         GuestFile("usr/sbin/init", target="../bin/busybox"),
@@ -89,12 +91,10 @@ def list_guest_files(hostname: str, agent: bytes, *, has_gui: bool = False) -> l
         GuestFile(os.path.dirname(_WANTS), folder),
         GuestFile(_WANTS, folder),
         GuestFile(f"{_WANTS}/crannog-agent.service", target=f"/{UNIT}"),
-        GuestFile(_EARLY_WANTS, folder),
-        GuestFile(f"{_EARLY_WANTS}/crannog-identity.service", target=f"/{IDENTITY_UNIT}"),
+        *_list_early_wants(),
         *((*list_gui_files(), GuestFile(f"{_WANTS}/crannog-gui.service", target=f"/{GUI_UNIT}")) if has_gui else ()),
         GuestFile("etc/hostname", content=hostname.encode() + b"\n"),
         GuestFile("etc/hosts", content=read_file("hosts")),
-        GuestFile("rw", folder),
         GuestFile(f"{LIBRARY}/layers.sh", content=read_layers()),
         *(file for name, place in _HOOKS.items() for file in _list_hooks(name, place)),
     ]
@@ -106,10 +106,13 @@ def list_agent_files(agent: bytes) -> list[GuestFile]:
     return [
         *(GuestFile(path, folder) for path in (LIBRARY, "usr/lib/qubes", SERVICES, "etc/qubes", CONFIGS)),
         GuestFile(AGENT, script, agent),
-        GuestFile(UNIT, content=_read_guest("crannog-agent.service")),
-        GuestFile(IDENTITY_UNIT, content=_read_guest("crannog-identity.service")),
-        GuestFile(f"{LIBRARY}/fresh-identity", script, read_file("fresh-identity")),
-        GuestFile(f"{LIBRARY}/grow-volume", script, read_file("grow-volume")),
+        GuestFile("rw", folder),
+        *(GuestFile(f"{_UNITS}/{name}.service", content=_read_unit(name)) for name in ("crannog-agent", *EARLY_UNITS)),
+        GuestFile(_RULES, content=_read_guest("systemd", os.path.basename(_RULES))),
+        *(
+            GuestFile(f"{LIBRARY}/{name}", script, read_file(name))
+            for name in ("fresh-identity", "grow-volume", "private-volume")
+        ),
         GuestFile(f"{LIBRARY}/qfile.py", script, _read_guest("qfile.py")),
         GuestFile(f"{LIBRARY}/qvm_copy.py", script, _read_guest("qvm_copy.py")),
         *(GuestFile(f"usr/bin/{name}", target=f"/{LIBRARY}/qvm_copy.py") for name in _COPIES),
@@ -122,6 +125,20 @@ def list_agent_files(agent: bytes) -> list[GuestFile]:
         GuestFile(f"{SERVICES}/qubes.ConnectTCP", target="/dev/tcp/127.0.0.1"),  # the argument is the port
         *_list_folder("rpc-config", CONFIGS, 0o644),
     ]
+
+
+def _read_unit(name: str) -> bytes:
+    return _read_guest("systemd", f"{name}.service")
+
+
+def _list_early_wants() -> list[GuestFile]:
+    """Return what `systemctl enable` would make."""
+    found = []
+    for name, target in EARLY_UNITS.items():
+        wants = f"etc/systemd/system/{target}.target.wants"
+        found += [GuestFile(wants, 0o755)] if wants != _WANTS else []
+        found.append(GuestFile(f"{wants}/{name}.service", target=f"/{_UNITS}/{name}.service"))
+    return found
 
 
 def list_gui_files() -> list[GuestFile]:
