@@ -326,6 +326,20 @@ def test_the_library_ends_what_an_error_leaves(home: Home) -> None:
     none_is_left(home)
 
 
+@pytest.mark.parametrize("seconds", [0.01, 0.1, 0.5, 2.0])
+def test_the_library_ends_what_nobody_waits_for_any_longer(home: Home, seconds: float) -> None:
+    """Given up at any time: before it has a name, while it starts, and while a command runs in it."""
+
+    async def hurry() -> None:
+        async with asyncio.timeout(seconds), crannog.client.disposable(DVM, home=home.path) as vm:
+            await vm.run("sleep 1000")
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(hurry())
+    none_is_left(home)
+    wait_until(lambda: not [name for name in domains(home) if name.startswith("disp")], "no domain is left", 60)
+
+
 def test_the_library_names_what_is_not_there(home: Home) -> None:
     async def ask() -> None:
         async with crannog.client.disposable("nobody", home=home.path):
