@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
+from crannog.cli.interrupts import hold_interrupts
 from crannog.cli.policy import COMMAND
 from crannog.cli.policy_question import DENY, NO_ANSWER, Question
 from crannog.cli.tool import complain
@@ -20,7 +21,6 @@ from crannog.errors import NotFoundError, NotYetError
 # Importing typing would cost each tool 8 ms; type checkers take this name for true.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import IO
 
 NOTIFIER, PACKAGE = "notify-send", "libnotify-bin"
@@ -30,23 +30,8 @@ OFFERED_MAX = 5
 """Targets that a notification has buttons for: desktops show only a few."""
 GRACE = 1.0
 """Seconds that a program gets to end by itself when its question is gone."""
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ANSWER_MAX = 4096
 _TITLE = "Calls between VMs"
-
-
-@contextmanager
-def _hold_interrupts() -> Iterator[None]:
-    """Have what ends this tool wait until the block is done: else a program might be left that nobody knows."""
-    came: list[int] = []
-    before = [(each, signal.signal(each, lambda number, _: came.append(number))) for each in _INTERRUPTS]
-    try:
-        yield
-    finally:
-        for each, handler in before:
-            signal.signal(each, handler)
-        for number in came[:1]:
-            signal.raise_signal(number)
 
 
 class _Run:
@@ -112,7 +97,7 @@ class ProgramAsker:
         """Start the program."""
         self._question = question
         try:
-            with _hold_interrupts():
+            with hold_interrupts():  # else a program might be left that nobody knows
                 self._run = _Run(self.command(question, waiting), question.to_json())
         except OSError as error:
             complain(COMMAND.program, f"{self._program} cannot be run: {error.strerror}; the question is denied")
@@ -169,7 +154,7 @@ class ProgramAsker:
 
     def close(self, why: str) -> None:
         """End the program, and say why."""
-        with _hold_interrupts():
+        with hold_interrupts():
             if self._run:
                 self._run.end(self.stop)
             self._question = self._run = None

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 
+from crannog.cli.interrupts import hold_interrupts
 from crannog.cli.sizes import MAX_DIGITS
 from crannog.client.connection import check_destination, connect, read_all
 from crannog.config import Paths
@@ -45,7 +46,6 @@ SERVICES = {"admin.vm.volume.Import": False, "admin.vm.volume.ImportWithSize": T
 OK = b"0\0"
 BEGIN_TIMEOUT = 60
 """Seconds in which crannogd must say where the data belong; nothing can interrupt that."""
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ARGUMENT_MARKS = frozenset("_.-")
 
 
@@ -83,24 +83,18 @@ class VolumeImport:
         connection = connect(self._paths, self._paths.internal_socket)
         connection.settimeout(BEGIN_TIMEOUT)
         # An interrupt that came between crannogd's beginning and our knowing of it would leave the import open.
-        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-        try:
+        with hold_interrupts():
             self._send(connection, "ImportBegin", size.encode())
             reply = self._receive(connection)
             self._is_open = reply.startswith(OK)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
         return reply
 
     def _end(self, failure: CrannogError | None) -> bytes:
         connection = connect(self._paths, self._paths.internal_socket)
-        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-        try:
+        with hold_interrupts():
             reason = b"fail\n" + ascii(str(failure))[1:-1].encode()
             self._send(connection, "ImportEnd", reason if failure else b"ok")
             self._is_open = False
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
         return self._receive(connection)
 
     def _send(self, connection: _socket.socket, method: str, payload: bytes) -> None:

@@ -79,8 +79,7 @@ class World:
         """Delete the sockets of the QEMU of a VM that has ended; a QEMU that was killed leaves them."""
         channel = self.paths.channel_socket(uuid)
         for path in (channel, qga_path(channel), self.paths.screen_socket(uuid)):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            _delete(path)
 
     def mark_start(self, uuid: str) -> None:
         """Note that a domain will be created and does not run yet: found paused and marked, it is half of a start."""
@@ -93,21 +92,15 @@ class World:
 
     def unmark_start(self, uuid: str) -> None:
         """Note that the domain runs, or is gone."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.paths.start_mark(uuid))
+        _delete(self.paths.start_mark(uuid))
 
     def mark_restore(self, uuid: str) -> None:
         """Note that a domain is a copy of a guest, with that one's secrets. Raises StorageError."""
-        try:
-            with open(self.paths.restore_mark(uuid), "wb"):
-                pass
-        except OSError as error:
-            raise StorageError(f"{self.paths.restore_mark(uuid)} cannot be written: {error.strerror}") from error
+        _mark(self.paths.restore_mark(uuid))
 
     def unmark_restore(self, uuid: str) -> None:
         """Note that it has its own by now, or is gone."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.paths.restore_mark(uuid))
+        _delete(self.paths.restore_mark(uuid))
 
     def is_copy(self, uuid: str) -> bool:
         """Tell whether a domain may still have the secrets of another one."""
@@ -115,16 +108,11 @@ class World:
 
     def mark_claim(self, uuid: str) -> None:
         """Note that a disposable is being handed out: nobody knows its name yet. Raises StorageError."""
-        try:
-            with open(self.paths.claim_mark(uuid), "wb"):
-                pass
-        except OSError as error:
-            raise StorageError(f"{self.paths.claim_mark(uuid)} cannot be written: {error.strerror}") from error
+        _mark(self.paths.claim_mark(uuid))
 
     def unmark_claim(self, uuid: str) -> None:
         """Note that it was handed out, or is gone."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.paths.claim_mark(uuid))
+        _delete(self.paths.claim_mark(uuid))
 
     def marked_claims(self) -> list[str]:
         """Return the UUIDs of the disposables that a former daemon was just handing out."""
@@ -134,3 +122,16 @@ class World:
     def is_marked(self, uuid: str) -> bool:
         """Tell whether a domain was never let run."""
         return os.path.exists(self.paths.start_mark(uuid))
+
+
+def _mark(path: str) -> None:
+    try:
+        with open(path, "wb"):
+            pass
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _delete(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

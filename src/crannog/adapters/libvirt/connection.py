@@ -18,14 +18,7 @@ from crannog.adapters.libvirt.screenshot import take_screenshot
 from crannog.adapters.libvirt.session import Session
 from crannog.adapters.libvirt.strays import end_strays
 from crannog.config import Paths, Settings
-from crannog.core.domain import (
-    DomainInfo,
-    DomainSpec,
-    DomainState,
-    DomainStats,
-    DomainUsage,
-    HostCapabilities,
-)
+from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainStats, DomainUsage, HostCapabilities
 from crannog.core.runtime import HostFacts
 from crannog.errors import HypervisorError
 from crannog.ports.hypervisor import StateListener

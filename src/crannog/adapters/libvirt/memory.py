@@ -44,9 +44,7 @@ def save(domain: "libvirt.virDomain", files: MemoryFiles) -> None:
     _set_capabilities(domain)
     descriptor = os.open(files.state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _pass(domain, descriptor)
-        _command(domain, "migrate", uri=f"fd:{_STATE}")
-        _wait(domain, "saved")
+        _move(domain, descriptor, "migrate", "saved")
         os.fsync(descriptor)
     except OSError as error:
         raise HypervisorError(f"{domain.name()} cannot be saved in {files.state}: {error.strerror}") from error
@@ -62,9 +60,7 @@ def load(domain: "libvirt.virDomain", files: MemoryFiles) -> None:
     except OSError as error:
         raise HypervisorError(f"{files.state} cannot be read: {error.strerror}") from error
     try:
-        _pass(domain, descriptor)
-        _command(domain, "migrate-incoming", uri=f"fd:{_STATE}")
-        _wait(domain, "restored")
+        _move(domain, descriptor, "migrate-incoming", "restored")
     finally:
         os.close(descriptor)
 
@@ -74,9 +70,11 @@ def _set_capabilities(domain: "libvirt.virDomain") -> None:
     _command(domain, "migrate-set-capabilities", capabilities=wanted)
 
 
-def _pass(domain: "libvirt.virDomain", descriptor: int) -> None:
-    """Hand QEMU a copy of a descriptor."""
+def _move(domain: "libvirt.virDomain", descriptor: int, command: str, done: str) -> None:
+    """Hand QEMU a copy of a descriptor, have it write or read the state there, and wait until that is done."""
     _command(domain, "getfd", descriptor, fdname=_STATE)
+    _command(domain, command, uri=f"fd:{_STATE}")
+    _wait(domain, done)
 
 
 def _command(domain: "libvirt.virDomain", name: str, *descriptors: int, **arguments: object) -> dict[str, Any]:

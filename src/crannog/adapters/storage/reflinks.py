@@ -13,6 +13,8 @@ _FS_IOC_FIEMAP = 0xC020660B
 _FIEMAP = struct.Struct("=QQLLLL")
 """Begin, length, flags, number of extents that were found, room for extents, nothing (linux/fiemap.h)."""
 _PROBE = 4096
+CANNOT_SHARE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV)
+"""Errors of FICLONE that say that these files cannot share; any other is a failure."""
 
 
 def share(source: str, path: str) -> None:
@@ -49,7 +51,7 @@ def can_share(folder: str) -> bool:
         try:
             fcntl.ioctl(target, _FICLONE, source.fileno())
         except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV):
+            if error.errno in CANNOT_SHARE:
                 return False
             raise
     return True

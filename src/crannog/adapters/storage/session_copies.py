@@ -8,14 +8,13 @@ import errno
 import os
 
 from crannog.adapters.storage.files import HALF_MADE, MODE, discard, failure
-from crannog.adapters.storage.reflinks import share
+from crannog.adapters.storage.reflinks import CANNOT_SHARE, share
 from crannog.adapters.storage.sessions import FileSessions
 from crannog.core.volumes import Volume
 from crannog.errors import StorageError
 
 _PART = 2**24
 """Bytes that are copied with one call."""
-_CANNOT_SHARE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV)
 
 
 def copy_file(source: str, path: str) -> None:
@@ -26,7 +25,7 @@ def copy_file(source: str, path: str) -> None:
     try:
         share(source, path)
     except OSError as error:
-        if error.errno not in _CANNOT_SHARE:
+        if error.errno not in CANNOT_SHARE:
             raise
         discard(path)
         _copy_data(source, path)
