@@ -1,6 +1,7 @@
 """The smallest stand-ins for hypervisor and agents, and a daemon's inside built around them with the real rest."""
 
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,7 +135,8 @@ class FakeHypervisor:
 
     async def statistics(self) -> list[DomainStats]:
         self._fail_if_asked("statistics")
-        return [DomainStats(uuid, *self._memory(uuid), 5_000_000_000, 2) for uuid in self.domain_states]
+        now = time.monotonic()
+        return [DomainStats(uuid, *self._memory(uuid), 5_000_000_000, 2, now) for uuid in self.domain_states]
 
     def _memory(self, uuid: str) -> tuple[int, int]:
         """Return what a domain has, and may have, in KiB; one that was not created here has 400 MiB."""

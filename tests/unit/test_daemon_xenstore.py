@@ -82,7 +82,7 @@ async def test_the_stub_domain_is_that_of_xenstore_while_the_vm_runs(world: Worl
 async def test_its_memory_is_counted_as_the_vms(world: World) -> None:
     await world.start()
     feed = StatsFeed(world.hypervisor, world.inside.registry, stubdom_memory=XenStoreHost(lambda: world.path).memory)
-    (told,) = feed._describe_all([DomainStats(world.vm.uuid, 400000, 500000, 0, 1)])
+    (told,) = feed._describe_all([DomainStats(world.vm.uuid, 400000, 500000, 0, 1, measured_at=1)])
     more = 131072 if world.hypervisor.has_stubdoms else 0
     assert told.arguments["memory_kb"] == str(400000 + more)
     assert told.arguments["memory_assigned_total"] == str(500000 + more)

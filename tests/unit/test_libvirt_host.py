@@ -1,5 +1,6 @@
 """What a Xen host says of itself."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -131,7 +132,10 @@ def xen_host() -> XenHost:
 def test_dom0_is_no_vm_and_one_that_vanishes_is_left_out() -> None:
     connection = cast("libvirt.virConnect", Connection())
     assert xen_host().list_domains(connection) == [DomainInfo("uuid-3", "vm3", DomainState.PAUSED, 3)]
-    assert xen_host().read_statistics(connection) == [DomainStats("uuid-3", 400, 800, 7, 2)]
+    before = time.monotonic()
+    (stats,) = xen_host().read_statistics(connection)
+    assert before <= stats.measured_at <= time.monotonic()
+    assert stats == DomainStats("uuid-3", 400, 800, 7, 2, stats.measured_at)
 
 
 def test_the_console_log_is_xenconsoleds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

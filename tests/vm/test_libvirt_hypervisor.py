@@ -5,6 +5,7 @@ A process can open one folder of the in-process driver in its life, so all tests
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -282,13 +283,29 @@ async def test_kvm_is_tried_once_and_within_bounds(tmp_path: Path, monkeypatch: 
     assert first.accel == ("kvm" if "trial guest ran" in first.reason else "tcg")
 
 
-async def test_statistics_of_all_in_one_call(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+async def test_statistics_of_all(hypervisor: Hypervisor, spec: DomainSpec) -> None:
     assert await hypervisor.statistics() == []
     await hypervisor.create_paused(spec)
     await hypervisor.resume(spec.uuid)
     (stats,) = await hypervisor.statistics()
     assert (stats.uuid, stats.memory, stats.memory_max, stats.vcpus) == (spec.uuid, 32 << 10, 32 << 10, 1)
     assert stats.cpu_time > 0
+
+
+async def test_an_emulator_that_hangs_is_not_waited_for(hypervisor: Hypervisor, spec: DomainSpec) -> None:
+    await hypervisor.create_paused(spec)
+    await hypervisor.resume(spec.uuid)
+    (emulator,) = map(int, emulators(spec.uuid))
+    os.kill(emulator, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(30):
+            (first,), (second,) = await hypervisor.statistics(), await hypervisor.statistics()
+            assert [domain.uuid for domain in await hypervisor.domains()] == [spec.uuid]
+            assert await hypervisor.usage(spec.uuid)
+    finally:
+        os.kill(emulator, signal.SIGCONT)
+    assert first.cpu_time == second.cpu_time, "it hung"
+    assert first.measured_at < second.measured_at
 
 
 async def test_the_console_is_a_terminal_and_is_logged(

@@ -134,7 +134,7 @@ class DomainUsage:
 class DomainStats:
     """What a domain uses now: memory in KiB, `cpu_time` in ns since its start, processors that are online.
 
-    `used` is what the guest itself says it uses, swap included; None when it says nothing.
+    `measured_at` is when `cpu_time` was read, in seconds of the monotonic clock.
     """
 
     uuid: str
@@ -142,7 +142,7 @@ class DomainStats:
     memory_max: int
     cpu_time: int
     vcpus: int
-    used: int | None = None
+    measured_at: float
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import logging
-import time
 from collections.abc import Callable
 
 from crannog.core.domain import DomainStats
@@ -22,17 +21,15 @@ class StatsFeed:
         self,
         hypervisor: Hypervisor,
         registry: Registry,
-        clock: Callable[[], float] = time.monotonic,
         stubdom_memory: Callable[[int], int] = lambda _xid: 0,
     ) -> None:
         """`stubdom_memory` tells how much memory a stub domain has, in KiB, by its number."""
         self._stubdom_memory = stubdom_memory
         self._hypervisor = hypervisor
         self._registry = registry
-        self._clock = clock
         self._listeners: list[Listener] = []
         self._task: asyncio.Task[None] | None = None
-        self._before: dict[str, tuple[float, int]] = {}
+        self._before: dict[str, DomainStats] = {}
 
     def follow(self, listener: Listener) -> Callable[[], None]:
         """Have `listener` called with event vm-stats of each running VM; return what ends that."""
@@ -63,13 +60,12 @@ class StatsFeed:
             await asyncio.sleep(int(self._registry.get("stats_interval")))
 
     def _describe_all(self, found: list[DomainStats]) -> list[Event]:
-        now = self._clock()
         told = []
         for stats in found:
             vm = self._registry.find_uuid(stats.uuid)
             if vm is not None:
-                told.append(describe(vm.name, self._with_stubdom(stats), self._usage(stats, now)))
-        self._before = {stats.uuid: (now, stats.cpu_time) for stats in found}
+                told.append(describe(vm.name, self._with_stubdom(stats), self._usage(stats)))
+        self._before = {stats.uuid: stats for stats in found}
         return told
 
     def _with_stubdom(self, stats: DomainStats) -> DomainStats:
@@ -78,12 +74,17 @@ class StatsFeed:
         memory = self._stubdom_memory(xid) if xid > 0 else 0
         return dataclasses.replace(stats, memory=stats.memory + memory, memory_max=stats.memory_max + memory)
 
-    def _usage(self, stats: DomainStats, now: float) -> int:
-        """Return how much of its processors a VM used since the last look, in percent; 0 at the first look."""
-        then, cpu_time = self._before.get(stats.uuid, (now, stats.cpu_time))
-        if now <= then or stats.cpu_time < cpu_time:
+    def _usage(self, stats: DomainStats) -> int:
+        """Return how much of its processors a VM used since the last look, in percent; 0 at the first look.
+
+        An emulator works beside the processors that it emulates, for disks and screens, so that all its time may be
+        more than theirs: such a VM is busy all the time, which is what who draws a bar of 100 wants to know.
+        """
+        before = self._before.get(stats.uuid, stats)
+        passed, used = stats.measured_at - before.measured_at, stats.cpu_time - before.cpu_time
+        if passed <= 0 or used < 0:
             return 0
-        return round(100 * (stats.cpu_time - cpu_time) / (now - then) / 10**9 / max(stats.vcpus, 1))
+        return min(round(100 * used / passed / 10**9 / max(stats.vcpus, 1)), 100)
 
 
 def _tell(listener: Listener, told: list[Event]) -> None:
@@ -96,7 +97,10 @@ def _tell(listener: Listener, told: list[Event]) -> None:
 
 
 def describe(vm: str, stats: DomainStats, usage: int) -> Event:
-    """Return event vm-stats of one VM: memory in KiB, `cpu_time` in ms, `cpu_usage` in percent."""
+    """Return event vm-stats of one VM: memory in KiB, `cpu_time` in ms, `cpu_usage` in percent.
+
+    What a guest uses of its memory it tells nobody: it counts as using all.
+    """
     return Event(
         vm,
         "vm-stats",
@@ -104,7 +108,7 @@ def describe(vm: str, stats: DomainStats, usage: int) -> Event:
             "memory_kb": str(stats.memory),
             "memory_assigned_total": str(stats.memory_max),
             "memory_assigned_usable": str(stats.memory),
-            "memory_with_swap_used": str(stats.memory if stats.used is None else stats.used),
+            "memory_with_swap_used": str(stats.memory),
             "cpu_time": str(stats.cpu_time // 10**6),
             "cpu_usage": str(usage),
             "online_vcpus": str(stats.vcpus),

@@ -88,7 +88,7 @@ class Hypervisor(Protocol):
         """Return what the domain uses; None when it is absent."""
 
     async def statistics(self) -> list[DomainStats]:
-        """Return what all domains use, in one bulk call."""
+        """Return what all domains use. One that hangs is not waited for."""
 
     async def console(self, uuid: str) -> str:
         """Return the path of the terminal that is the domain's console. An absent domain is an error."""

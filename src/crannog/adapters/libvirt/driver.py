@@ -9,15 +9,19 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
+from crannog.adapters.libvirt import failures
 from crannog.adapters.libvirt.modules import count_late_modules
 from crannog.core.domain import DomainInfo, DomainState, DomainStats
 from crannog.errors import HypervisorError
 
 if TYPE_CHECKING:
     import libvirt
+
+Answer = TypeVar("Answer")
 
 _LOG_VARIABLES = ("LIBVIRT_DEBUG", "LIBVIRT_LOG_OUTPUTS")
 _LOG_ERRORS = "4"
@@ -121,25 +125,38 @@ def list_domains(connection: "libvirt.virConnect") -> list[DomainInfo]:
     return [describe(domain, values["state.state"], values["state.reason"]) for domain, values in found]
 
 
-def read_statistics(connection: "libvirt.virConnect") -> list[DomainStats]:
-    """Return what all running domains use (virConnectGetAllDomainStats). Raises libvirtError."""
+def list_active(connection: "libvirt.virConnect") -> "list[libvirt.virDomain]":
+    """Return all domains that are not shut off. Raises libvirtError."""
     import libvirt
 
-    wanted = libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_VCPU
-    found = connection.getAllDomainStats(wanted, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE)
-    return [_to_stats(domain.UUIDString(), values) for domain, values in found]
+    found: list[libvirt.virDomain] = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+    return found
 
 
-def _to_stats(uuid: str, values: dict[str, int]) -> DomainStats:
-    available, unused = values.get("balloon.available"), values.get("balloon.unused")
-    return DomainStats(
-        uuid,
-        memory=values.get("balloon.current", 0),
-        memory_max=values.get("balloon.maximum", 0),
-        cpu_time=values.get("cpu.time", 0),
-        vcpus=values.get("vcpu.current", 1),
-        used=available - unused if available is not None and unused is not None else None,
-    )
+def ask_all(
+    domains: "Iterable[libvirt.virDomain]", question: "Callable[[libvirt.virDomain], Answer]"
+) -> "list[Answer]":
+    """Return each domain's answer, but of those that have ended since they were listed. Raises libvirtError."""
+    import libvirt
+
+    answers = []
+    for domain in domains:
+        try:
+            answers.append(question(domain))
+        except libvirt.libvirtError as error:
+            if not failures.is_absent(error):
+                raise
+    return answers
+
+
+def measure(domain: "libvirt.virDomain") -> DomainStats:
+    """Return what a running domain uses (virDomainGetInfo). Raises libvirtError.
+
+    Asked of each: that is answered without a word from its QEMU. In the bulk call for statistics libvirt asks every
+    QEMU in turn, so that one that hangs is waited for by all, and nobody knows when which time was read.
+    """
+    _, memory_max, memory, vcpus, cpu_time = domain.info()
+    return DomainStats(domain.UUIDString(), memory, memory_max, cpu_time, vcpus, time.monotonic())
 
 
 def to_news(event: int, detail: int) -> DomainState | None:

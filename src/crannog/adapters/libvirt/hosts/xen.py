@@ -7,20 +7,17 @@ elsewhere, so what is not there is looked for where Debian has it.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from lxml import etree
 
-from crannog.adapters.libvirt import driver, failures
+from crannog.adapters.libvirt import driver
 from crannog.adapters.libvirt.hosts.host import Host
 from crannog.core.domain import DomainInfo, DomainSpec, DomainStats, HostCapabilities
 from crannog.core.runtime import HostFacts
 
 if TYPE_CHECKING:
     import libvirt
-
-Answer = TypeVar("Answer")
 
 _WIDTH = "x86_64"
 _EMULATOR = "usr/libexec/xen-qemu-system-i386"
@@ -69,11 +66,11 @@ class XenHost(Host):
 
     def list_domains(self, connection: "libvirt.virConnect") -> list[DomainInfo]:
         """Return all domains but dom0: one call for all, then one for each, as this driver has no bulk calls."""
-        return [info for domain in _list_active(connection) if (info := _ask(domain, _describe))]
+        return driver.ask_all(_list_guests(connection), _describe)
 
     def read_statistics(self, connection: "libvirt.virConnect") -> list[DomainStats]:
-        """Return what all domains use. No guest tells this driver how much of its memory it uses itself."""
-        return [usage for domain in _list_active(connection) if (usage := _ask(domain, _measure))]
+        """Return what all domains but dom0 use."""
+        return driver.ask_all(_list_guests(connection), driver.measure)
 
     def press_power_button(self, domain: "libvirt.virDomain") -> None:
         """Ask the guest to power itself off, through XenStore; one without drivers for that gets the ACPI button."""
@@ -85,34 +82,14 @@ class XenHost(Host):
             super().press_power_button(domain)
 
 
-def _list_active(connection: "libvirt.virConnect") -> "list[libvirt.virDomain]":
-    import libvirt
-
+def _list_guests(connection: "libvirt.virConnect") -> "list[libvirt.virDomain]":
     # The host itself is a domain here, with the UUID of zeros that dom0 has in the registry: it is nobody's to end.
-    found: list[libvirt.virDomain] = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-    return [domain for domain in found if domain.ID() != 0]
-
-
-def _ask(domain: "libvirt.virDomain", question: "Callable[[libvirt.virDomain], Answer]") -> Answer | None:
-    """Return the answer; None when the domain has ended since it was listed."""
-    import libvirt
-
-    try:
-        return question(domain)
-    except libvirt.libvirtError as error:
-        if failures.is_absent(error):
-            return None
-        raise
+    return [domain for domain in driver.list_active(connection) if domain.ID() != 0]
 
 
 def _describe(domain: "libvirt.virDomain") -> DomainInfo:
     state, reason = domain.state()
     return driver.describe(domain, state, reason)
-
-
-def _measure(domain: "libvirt.virDomain") -> DomainStats:
-    _, memory_max, memory, vcpus, cpu_time = domain.info()
-    return DomainStats(domain.UUIDString(), memory, memory_max, cpu_time, vcpus)
 
 
 def read_xen_capabilities(xml: str) -> HostCapabilities:
