@@ -29,13 +29,13 @@ class DisplaysBench(ABC):
 
     async def shows_nothing(self) -> None:
         """Expect that the screen is soon not to be seen."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self.is_shown():  # noqa: ASYNC110 - a desktop tells nobody what goes
                 await asyncio.sleep(0.05)
 
     async def looks(self, colour: str, state: str) -> None:
         """Expect that the screen is soon to be seen with a frame of that colour, and that state beside its name."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self.look() != (colour, state):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 

@@ -118,7 +118,7 @@ def test_the_user_is_asked(home: Home, tmp_path: Path) -> None:
         home.ok("crannog", "clipboard", "paste", "work")
     finally:
         agent.terminate()
-        agent.wait(20)
+        agent.wait(60)
     assert read(home) == b"after a question"
     assert json.loads((tmp_path / "question").read_text())["source"] == "vault"
 

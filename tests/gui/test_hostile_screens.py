@@ -88,7 +88,7 @@ def test_a_hostile_device_model(
     assert is_usable(desktop, tmp_path)
     viewers = list_below(model.process.pid)
     model.process.terminate()
-    assert model.process.wait(10) in (0, 1), "it ended by itself, or as told: it hangs on nothing"
+    assert model.process.wait(60) in (0, 1), "it ended by itself, or as told: it hangs on nothing"
     wait_for("the end of the viewer", lambda: not any(map(is_alive, viewers)))
 
 

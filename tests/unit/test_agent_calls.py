@@ -163,7 +163,7 @@ def test_20_mb_each_way_arrive_unchanged(world: AgentWorld) -> None:
     end(world, 5)
     for thread in threads:
         thread.join()
-    assert child.wait(20) == 0
+    assert child.wait(60) == 0
     assert received[0] == data
 
 
@@ -215,7 +215,7 @@ def test_output_that_ends_early_is_seen_while_input_goes_on(world: AgentWorld) -
     child.stdin = None
     assert take_input(world, 4) == b"still"
     end(world, 4)
-    assert child.wait(20) == 0
+    assert child.wait(60) == 0
 
 
 def test_100_calls_at_once(world: AgentWorld) -> None:
@@ -403,7 +403,7 @@ def test_kill_9_of_the_agent_ends_calls_and_the_next_agent_serves(world: AgentWo
     waiting = ask(world)
     world.take_request()
     world.agent.kill()
-    assert child.wait(20) == 125
+    assert child.wait(60) == 125
     assert child.stderr is not None
     assert child.stderr.read() == b"the connection to the service was lost\n"
     assert is_closed(waiting)

@@ -441,7 +441,7 @@ async def test_copies_both_ways_at_once_never_wait_for_each_other(inside: Inside
     await call(inside, "crannog.vm.volume.ImportFile", "work", "private", image(Path(inside.paths.home), "w"))
     there = await call(inside, VOLUME + "CloneFrom", "alone", "private")
     back = await call(inside, VOLUME + "CloneFrom", "work", "private")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await asyncio.gather(
             call(inside, VOLUME + "CloneTo", "work", "private", there),
             call(inside, VOLUME + "CloneTo", "alone", "private", back),
@@ -521,7 +521,7 @@ async def test_meanwhile_everything_else_is_refused_at_once(inside: Inside) -> N
         (VOLUME + "CloneTo", "work", "private", token),
         ("crannog.vm.volume.ImportFile", "alone", "root", "/dev/null"),
     ):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(StateError, match=words):
                 await call(inside, method, vm, argument, payload)
     with pytest.raises(CrannogError, match="Data import failed"):
@@ -700,7 +700,7 @@ async def test_a_disposable(disposables: Inside, told: list[tuple[str, str, dict
     ]  # fmt: skip
     await call(inside, "admin.vm.Start", vm.name)
     await call(inside, "admin.vm.Kill", vm.name)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while inside.registry.by_name(vm.name):  # noqa: ASYNC110 - there is no event to wait for in here
             await asyncio.sleep(0.01)
 

@@ -156,4 +156,4 @@ def test_a_line_is_seen_at_once(daemon: FakeDaemon) -> None:
         assert process.stdout.readline() == "- connection-established\n"
         assert process.stdout.readline() == "work domain-start start_guid=True\n"
         daemon.patience.set()
-        assert process.wait(20) == DaemonError.exit_code
+        assert process.wait(60) == DaemonError.exit_code

@@ -72,7 +72,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert process.stdout.read(6) == b"line 0"
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=20) == 141
+        assert process.wait(timeout=60) == 141
 
 
 def test_a_full_disk_under_the_output_is_told_in_a_sentence() -> None:

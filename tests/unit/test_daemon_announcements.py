@@ -56,7 +56,7 @@ async def test_the_last_word_of_a_guest_that_talks_too_much_is_kept_later(
     say(inside, vm, gui=True)
     say(inside, vm, gui=False)
     say(inside, vm, gui=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while vm.feature("gui") != "1":  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert len(saves) <= CHANGES_BURST + 10

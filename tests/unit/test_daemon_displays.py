@@ -75,7 +75,7 @@ class World:
         await self.until(AGENT)
 
     async def until(self, *kinds: DisplayKind) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.open_now() != set(kinds):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -298,7 +298,7 @@ async def test_what_is_open_stays_open_whatever_is_missing_now(world: World) -> 
 
 async def looks(world: World, *expected: str) -> None:
     """Expect that soon all open displays have that colour and state."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while {(shown.colour, shown.state) for shown in world.desk.shown.values()} != {expected}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

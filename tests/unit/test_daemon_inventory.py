@@ -39,7 +39,7 @@ def vms(inside: Inside) -> tuple[LocalVM, LocalVM]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - the states that are waited for have no event
             await asyncio.sleep(0.001)
 

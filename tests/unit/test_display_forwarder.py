@@ -248,7 +248,7 @@ def test_sigterm_ends_everything(forwarding: Forwarding) -> None:
     forwarding.wait_for("connected")
     client = forwarding.client()
     forwarding.process.terminate()
-    assert forwarding.process.wait(10) == 0
+    assert forwarding.process.wait(60) == 0
     wait_until(lambda: not is_alive(client))
     assert not os.path.exists(forwarding.status)
 
@@ -260,14 +260,14 @@ def test_what_a_kill_leaves_is_replaced(forwarding: Forwarding) -> None:
     wait_until(lambda: forwarding.pid_file.exists() and forwarding.pid_file.read_text() != "")
     assert os.path.exists(waiting)
     forwarding.process.kill()
-    forwarding.process.wait(10)
+    forwarding.process.wait(60)
     assert os.path.exists(waiting)
     os.kill(forwarding.client(), signal.SIGKILL)  # a real one dies with it: its sandbox does
     forwarding.leave()
     forwarding.start()
     forwarding.wait_for("connected")
     forwarding.process.terminate()
-    assert forwarding.process.wait(10) == 0
+    assert forwarding.process.wait(60) == 0
     assert not os.path.exists(waiting)
 
 
@@ -279,7 +279,7 @@ def test_it_outlives_its_watchers_and_ends_with_the_vm(forwarding: Forwarding) -
     forwarding.watch()
     forwarding.world.children[1].kill()  # the RPC process, which ends with its VM
     forwarding.wait_for("failed the VM has no RPC process")
-    assert forwarding.process.wait(10) == 1
+    assert forwarding.process.wait(60) == 1
 
 
 def test_the_status_of_a_client_is_read_line_by_line() -> None:

@@ -90,7 +90,7 @@ def test_waiting_for_the_display(tmp_path: Path) -> None:
         listener.bind(path)
         assert waiting.poll() is None
         listener.listen()
-        assert waiting.wait(20) == 0
+        assert waiting.wait(60) == 0
 
 
 def test_programs_of_the_user_find_the_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def find(inside: Inside, name: str) -> LocalVM:
 async def test_a_vm_that_is_starting_refuses_at_once(inside: Inside) -> None:
     """Its start can take a minute, and holds it: nobody waits for that only to be told that it runs."""
     vm = find(inside, "alone")
-    async with inside.machines.lock(vm.uuid), asyncio.timeout(5):
+    async with inside.machines.lock(vm.uuid), asyncio.timeout(30):
         inside.machines.begin(vm.uuid, "Transient")
         with pytest.raises(VMNotHaltedError, match="Transient"):
             await inside.inventory.volumes.clear(vm, "root")

@@ -327,7 +327,7 @@ def test_a_local_program_that_answers_the_service(world: CopyWorld) -> None:
 def test_a_local_program_is_not_started_when_the_call_is_refused(world: CopyWorld) -> None:
     child = world.call_out("work", "t.S", "/bin/sh", "-c", f"touch {world.folder}/started", stdin=subprocess.DEVNULL)
     world.send(0, frames.SERVICE_REFUSED, world.take_request()[2])
-    assert child.wait(20) == 126
+    assert child.wait(60) == 126
     assert not (world.folder / "started").exists()
 
 
@@ -348,7 +348,7 @@ def test_a_local_program_that_does_not_read_ends_nothing(world: CopyWorld) -> No
     for kind in (frames.DATA_STDOUT, frames.DATA_STDERR):
         world.send(500, kind)
     world.send(500, frames.DATA_EXIT_CODE, bytes(4))
-    assert child.wait(20) == 0
+    assert child.wait(60) == 0
 
 
 def test_a_prefix_comes_before_the_input(world: CopyWorld) -> None:
@@ -379,7 +379,7 @@ def test_a_socket_as_stdin_is_used_both_ways(world: CopyWorld) -> None:
     for kind in (frames.DATA_STDOUT, frames.DATA_STDERR):
         world.send(500, kind)
     world.send(500, frames.DATA_EXIT_CODE, bytes(4))
-    assert child.wait(20) == 0
+    assert child.wait(60) == 0
     assert ours.recv(100) == b"answer"
     assert ours.recv(100) == b""
 
@@ -397,7 +397,7 @@ def test_a_terminal_gets_no_escape_sequences_unless_asked(world: CopyWorld, flag
     ours, theirs = pty.openpty()
     child = world.call_out(*flags, "work", "t.S", stdin=subprocess.DEVNULL, stdout=theirs)
     answer_call(world, b"a\x1b[31m")
-    assert child.wait(20) == 0
+    assert child.wait(60) == 0
     os.close(theirs)
     assert os.read(ours, 100) == (b"a_[31m" if is_clean else b"a\x1b[31m")
     os.close(ours)
@@ -411,7 +411,7 @@ def test_a_reader_that_is_gone_ends_the_call(world: CopyWorld) -> None:
     child.stdout = None
     world.send(500, frames.DATA_STDOUT, b"x")
     world.expect(500, frames.CLOSE)
-    assert child.wait(20) == 141
+    assert child.wait(60) == 141
 
 
 def test_a_service_that_ends_while_input_comes_is_heard(world: CopyWorld) -> None:
@@ -454,7 +454,7 @@ def test_wrong_arguments_are_a_usage_error(world: CopyWorld, arguments: list[str
 def test_names_that_are_too_long_are_refused_at_once(world: CopyWorld) -> None:
     for arguments in (["x" * 64, "s"], ["x", "s" * 65000], ["-s", "y" * 64, "x", "s"]):
         child = world.call_out(*arguments, stdin=subprocess.DEVNULL)
-        assert child.wait(20) == 2
+        assert child.wait(60) == 2
         assert child.stderr is not None
         assert b"too long" in child.stderr.read()
 
@@ -476,5 +476,5 @@ def test_closed_standard_streams_do_not_become_the_connection(world: CopyWorld) 
     world.children.append(child)
     thread = threading.Thread(target=answer_call, args=(world, b"lost", 6))
     thread.start()
-    assert child.wait(20) == 6
+    assert child.wait(60) == 6
     thread.join()

@@ -113,12 +113,12 @@ def test_two_builds_at_once_build_once(cache: ImageCache, told: list[str]) -> No
 
     def slow(folder: str) -> None:
         started.set()
-        assert proceed.wait(20)
+        assert proceed.wait(60)
         write("first")(folder)
 
     first = threading.Thread(target=cache.provide, args=("x", KEY, slow))
     first.start()
-    assert started.wait(20)
+    assert started.wait(60)
     waiting = threading.Event()
 
     def note(text: str) -> None:
@@ -128,7 +128,7 @@ def test_two_builds_at_once_build_once(cache: ImageCache, told: list[str]) -> No
     other = ImageCache(os.path.dirname(cache.path), note)
     second = threading.Thread(target=other.provide, args=("x", KEY, never))
     second.start()
-    assert waiting.wait(20)
+    assert waiting.wait(60)
     proceed.set()
     first.join(20)
     second.join(20)

@@ -62,7 +62,7 @@ class Libvirt:
 
 def test_a_process_is_asked_to_end(uuid: str, emulator: "subprocess.Popen[bytes]") -> None:
     assert end_emulator(uuid)
-    assert emulator.wait(5) == -signal.SIGTERM
+    assert emulator.wait(60) == -signal.SIGTERM
 
 
 def test_one_that_does_not_end_is_left_to_libvirt(uuid: str, stubborn: "subprocess.Popen[bytes]") -> None:
@@ -83,7 +83,7 @@ async def test_the_end_is_told_before_libvirt_knows(uuid: str, emulator: "subpro
         asyncio.get_running_loop().call_later(0.05, libvirt.hear, uuid, ABSENT)
 
     await libvirt.endings.end(uuid, destroy, is_whole=True)
-    assert emulator.wait(5)
+    assert emulator.wait(60)
     assert (libvirt.told, libvirt.passed_on) == ([(uuid, ABSENT)], [])
     libvirt.hear(uuid, DomainState.PAUSED)
     assert libvirt.passed_on == [DomainState.PAUSED]  # of the VM's next domain
@@ -127,5 +127,5 @@ async def test_two_at_once(uuid: str, emulator: "subprocess.Popen[bytes]") -> No
         libvirt.hear(uuid, ABSENT)
 
     await asyncio.gather(*[libvirt.endings.end(uuid, destroy, is_whole=True) for _ in range(2)])
-    assert emulator.wait(5)
+    assert emulator.wait(60)
     assert libvirt.told == [(uuid, ABSENT)]

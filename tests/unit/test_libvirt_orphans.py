@@ -25,7 +25,7 @@ async def main(emulator):
     assert os.path.exists(f"/proc/{orphan}")
     own = subprocess.Popen([emulator, "no number"], stderr=subprocess.DEVNULL)
     print("orphan buried", await is_buried(orphan))
-    print("own status", own.wait(10))
+    print("own status", own.wait(60))
     orphans.release()
 
 asyncio.run(main(sys.argv[1]))

@@ -472,7 +472,7 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
     assert child.stdout is not None
     data = child.stdout.read(2 * qfile.HEADER.size + len(b"f\0") + (3 << 20))
     os.write(source[1], struct.pack("<IIQ", 0, 0, zlib.crc32(data)))
-    assert child.wait(20) == 0
+    assert child.wait(60) == 0
     shown = os.read(ours, 1000)
     assert shown.startswith(b"sent 0 of 3 MiB\r")
     assert shown.endswith(b"sent 3 MiB, all of it has arrived\r\n")

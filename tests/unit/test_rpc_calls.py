@@ -94,7 +94,7 @@ def test_50_mb_each_way_at_once_arrive_unchanged(world: World) -> None:
     while part := child.stdout.read(1 << 20):
         digest.update(part)
     writer.join()
-    assert child.wait(10) == 0
+    assert child.wait(60) == 0
     assert digest.digest() == hashlib.sha256(data).digest()
 
 
@@ -132,7 +132,7 @@ def test_a_command_that_closes_its_input_early_still_runs_on(world: World) -> No
 
 def test_input_that_stays_open_does_not_hold_up_the_end(world: World) -> None:
     child = world.call("echo over")
-    assert child.wait(10) == 0
+    assert child.wait(60) == 0
 
 
 def test_background_processes_that_hold_the_pipes_do_not_hold_up_the_end(world: World) -> None:
@@ -177,7 +177,7 @@ def test_a_reader_that_goes_away_ends_the_call_as_a_broken_pipe(world: World, tm
     assert child.stdout is not None
     child.stdout.read(10)
     child.stdout.close()
-    assert child.wait(10) == 141
+    assert child.wait(60) == 141
     wait_until(lambda: not is_alive(pid))
 
 

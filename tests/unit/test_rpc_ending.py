@@ -62,5 +62,5 @@ def test_signals_during_the_end_leave_no_socket(tmp_path: Path, *, has_channel: 
             else:
                 os.kill(process.pid, signal.SIGTERM)
             assert process.stderr
-            assert (process.stderr.read(), process.wait(10)) == (b"", 0)
+            assert (process.stderr.read(), process.wait(60)) == (b"", 0)
     assert not path.exists()

@@ -46,14 +46,14 @@ def emulator(
 def test_a_qemu_of_ours_without_a_domain_is_ended(run: Run) -> None:
     process = emulator(run)
     (sentence,) = end_emulators(frozenset((UUID,)), frozenset(), "/nowhere")
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
     assert f"process {process.pid}: a QEMU of {UUID}" in sentence
 
 
 def test_a_qemu_with_files_of_this_home_is_ended(run: Run) -> None:
     process = emulator(run, "path=/home/me/vmm/lib/qemu/domain-1-work/monitor.sock")
     assert len(end_emulators(frozenset(), frozenset(), "/home/me/vmm")) == 1
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
 
 
 def test_other_processes_go_on(run: Run) -> None:
@@ -73,14 +73,14 @@ def test_an_rpc_process_that_serves_nobody_is_ended(run: Run) -> None:
     elsewhere = rpc(run, "/run/there/rpc-old.sock")
     (sentence,) = end_rpc("/run/here", {"/run/here/rpc-work.sock": None})
     assert "rpc-old.sock" in sentence
-    assert stray.wait(5) == -signal.SIGKILL
+    assert stray.wait(60) == -signal.SIGKILL
     assert (adopted.poll(), elsewhere.poll()) == (None, None)
 
 
 def test_an_rpc_process_that_got_a_successor_is_ended(run: Run) -> None:
     old, new = rpc(run, "/run/here/rpc-work.sock"), rpc(run, "/run/here/rpc-work.sock")
     assert len(end_rpc("/run/here", {"/run/here/rpc-work.sock": new.pid})) == 1
-    assert (old.wait(5), new.poll()) == (-signal.SIGKILL, None)
+    assert (old.wait(60), new.poll()) == (-signal.SIGKILL, None)
 
 
 async def test_nothing_to_do() -> None:

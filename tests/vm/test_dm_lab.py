@@ -82,10 +82,10 @@ def test_machine_that_ends_is_explained() -> None:
 
 def test_time_limit() -> None:
     began = time.monotonic()
-    done = run("--timeout", "25", "--", "sh", "-c", "echo started; sleep 100")
+    done = run("--timeout", "45", "--", "sh", "-c", "echo started; sleep 100")
     assert (done.returncode, done.stdout) == (124, "started\n")
-    assert "dm-lab: the machine was ended after 25 s, its time limit (--timeout)" in done.stderr
-    assert time.monotonic() - began < 60
+    assert "dm-lab: the machine was ended after 45 s, its time limit (--timeout)" in done.stderr
+    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_killed_lab_leaves_no_process(number: signal.Signals, code: int) -> None
         children = list_children(lab.pid)
         assert any(is_qemu(pid) for pid in children)
         lab.send_signal(number)
-        assert lab.wait(20) == code
+        assert lab.wait(60) == code
     wait_until(lambda: not any(is_alive(pid) for pid in children), "QEMU and virtiofsd are gone", 10)
 
 

@@ -243,7 +243,7 @@ class TestEmulator:
         wait_until(lambda: home.state("work") == "Transient", "the start has begun")
         wait_until(lambda: os.path.exists(f"{home.path}/vmm/run/qemu/work.pid"), "the emulator runs")
         home.ok("qvm-kill", "work")
-        _, complaint = start.communicate(timeout=20)
+        _, complaint = start.communicate(timeout=60)
         assert (start.returncode, complaint) == (6, b"qvm-start: work was killed while it started\n")
 
 

@@ -75,7 +75,7 @@ def run(action: str, home: Path, cache: Path) -> "subprocess.Popen[str]":
 
 def take_over_now(home: Path, cache: Path) -> dict[str, object]:
     with run("take_over", home, cache) as process:
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
     result = json.loads(output)
     assert isinstance(result, dict)
     return result

@@ -122,7 +122,7 @@ def test_a_caller_that_goes_away_ends_its_command(home: Home, foreign: str, user
     listing = "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
     wait_until(lambda: "sleep 7788 " in home.ok("qvm-run", foreign, listing), "the command runs")
     call.send_signal(signal.SIGTERM)
-    call.wait(10)
+    call.wait(60)
     wait_until(lambda: "sleep 7788 " not in home.ok("qvm-run", foreign, listing), "the command has ended")
     home.ok("qvm-run", foreign, "rm /tmp/mark")
 

@@ -5,7 +5,6 @@ import os
 import signal
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -50,13 +49,11 @@ def test_ten_at_once_do_not_mix(shared_home: Home, running: str) -> None:
 
 
 def test_a_reader_that_goes_away_ends_the_command(shared_home: Home, running: str) -> None:
-    before = time.monotonic()
     call = shared_home.popen("qvm-run", running, "exec yes gone-reader", stdout=subprocess.PIPE)
     assert call.stdout
     assert call.stdout.readline() == b"gone-reader\n"
     call.stdout.close()
-    assert call.wait(10) == 141
-    assert time.monotonic() - before < 10
+    assert call.wait(60) == 141
     wait_until(lambda: not guest_has(shared_home, running, "yes gone-reader"), "the guest's yes is gone")
 
 
@@ -71,7 +68,7 @@ def test_a_client_that_is_interrupted_ends_the_command(shared_home: Home, runnin
     assert call.stdout
     assert call.stdout.readline() == b"up\n"
     call.send_signal(number)
-    assert call.wait(10) == code
+    assert call.wait(60) == code
     call.stdout.close()
     wait_until(lambda: not guest_has(shared_home, running, f"sleep 77{number:02}"), "the guest's sleep is gone")
 
