@@ -50,7 +50,7 @@ COMMAND_LINES = st.sampled_from(sorted(COMMANDS)).flatmap(
 def read_with_argparse(command: Command, arguments: list[str]) -> dict[str, Any] | None:
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
-            return dict(vars(command.build_parser().parse_args(arguments)))
+            return dict(vars(command.build_parser().parse_args(command._complete(arguments))))
         except SystemExit:
             return None
 
@@ -61,6 +61,8 @@ def read_with_argparse(command: Command, arguments: list[str]) -> dict[str, Any]
 @example(("qvm-run", ["work", "ls", "--", "-l"]))
 @example(("qvm-run", ["--user", "root", "work", "ls", "--user", "x"]))
 @example(("qvm-run", ["--", "work", "ls"]))
+@example(("qvm-run", ["--dispvm", "a", "a"]))
+@example(("qvm-run", ["--user", "--dispvm", "--dispvm", "a"]))
 @example(("qvm-prefs", ["work", "memory", "--", "-1"]))
 @example(("qvm-prefs", ["a", "--", "--"]))
 @example(("qvm-ls", ["--tags", "a", "b", "--", "c"]))
@@ -113,6 +115,26 @@ def test_common_command_lines_never_need_argparse(
     monkeypatch.setattr(Command, "build_parser", lambda _self: 1 // 0)
     values = vars(COMMANDS[program].parse(arguments))
     assert {name: values[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-nv", "work", "tool", "--dispvm", "a"], {"dispvm": "", "vm": "work", "command": ["tool", "--dispvm", "a"]}),
+        (["-nu", "root", "work", "tool", "--dispvm"], {"user": "root", "command": ["tool", "--dispvm"]}),
+        (["-vuroot", "--dispvm", "ls", "a"], {"user": "root", "dispvm": "dom0", "vm": "ls", "command": ["a"]}),
+        (["-vu", "--dispvm", "--dispvm", "ls"], None),
+        (["--us", "root", "--disp", "ls", "--dispvm"], {"dispvm": "dom0", "vm": "ls", "command": ["--dispvm"]}),
+        (["--dispvm=a", "-nv", "--", "ls", "--dispvm"], {"dispvm": "a", "vm": "ls", "command": ["--dispvm"]}),
+    ],
+)
+def test_an_option_without_its_value_takes_no_word_and_none_of_another_program_is_touched(
+    arguments: list[str], expected: dict[str, object] | None
+) -> None:
+    command = COMMANDS["qvm-run"]
+    assert command._parse_plain(list(arguments)) is None, "for argparse"
+    full = read_with_argparse(command, arguments)
+    assert full == expected or (full and expected and expected.items() <= full.items())
 
 
 @pytest.mark.parametrize("program", sorted(COMMANDS))

@@ -262,7 +262,7 @@ def walk(store: Store, steps: list[str]) -> None:
 
 @pytest.mark.parametrize("driver", [QuickCopies, PlainPool])
 @pytest.mark.timeout(240)
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(st.sampled_from(STEPS), min_size=4, max_size=14), seed=st.integers(0, 10**6))
 def test_nothing_that_is_needed_is_ever_deleted(
     tmp_path_factory: pytest.TempPathFactory, driver: type[FolderPool], steps: list[str], seed: int

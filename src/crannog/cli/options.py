@@ -83,6 +83,8 @@ class Command:
         self.options = [part for part in parts if isinstance(part, Option)]
         self.operands = [part for part in parts if isinstance(part, Operand)]
         self.examples = examples
+        self.has_rest = any(operand.count == "..." for operand in self.operands)
+        """What comes after the other operands belongs to another program."""
 
     def parse(self, arguments: Sequence[str]) -> Values:
         """Return what the arguments say. Help and wrong command lines end the process, as argparse does."""
@@ -94,13 +96,12 @@ class Command:
         named = {name: option for option in self.options for name in option.names}
         values: dict[str, Any] = {option.key: option.initial() for option in self.options}
         words: list[str] = []
-        has_rest = any(operand.count == "..." for operand in self.operands)
         first_of_rest = len(self.operands) - 1
         while arguments:
             word = arguments.pop(0)
-            if word == "--" and not has_rest and "--" in arguments:
+            if word == "--" and not self.has_rest and "--" in arguments:
                 return None
-            if word == "--" or (has_rest and len(words) >= first_of_rest and words):
+            if word == "--" or (self.has_rest and len(words) >= first_of_rest and words):
                 rest = arguments if word == "--" else [word, *arguments]
                 words += rest[1:] if rest[:1] == ["--"] and word != "--" else rest
                 break
@@ -147,10 +148,33 @@ class Command:
 
     def _complete(self, arguments: list[str]) -> list[str]:
         """Give the options that may go without a value one: argparse would take the next word for it."""
-        missing = {name: option.otherwise for option in self.options if option.otherwise for name in option.names}
-        end = arguments.index("--") if "--" in arguments else len(arguments)
-        first = [f"{word}={missing[word]}" if word in missing else word for word in arguments[:end]]
-        return first + arguments[end:]
+        done: list[str] = []
+        left, words = list(arguments), len(self.operands) - 1 if self.has_rest else len(arguments)
+        while left and left[0] != "--" and words > 0:
+            word = left.pop(0)
+            option = self._find_option(word)
+            if option and option.otherwise:
+                word = f"{word}={option.otherwise}"
+            done.append(word)
+            words -= _is_word(word)
+            while option and option.metavar and not option.otherwise and left:
+                done.append(left.pop(0))
+                if not option.takes_words or not left or not _is_word(left[0]):
+                    break
+        return done + left
+
+    def _find_option(self, word: str) -> Option | None:
+        """Return the option whose value comes after `word`, which may be shortened, or a cluster of letters."""
+        if _is_word(word) or "=" in word:
+            return None
+        if not word.startswith("--"):
+            letters = [self._find_exactly(f"-{letter}") for letter in word[1:]]
+            return letters[-1] if not any(option and option.metavar for option in letters[:-1]) else None
+        likely = {id(option): option for option in self.options for name in option.names if name.startswith(word)}
+        return self._find_exactly(word) or (next(iter(likely.values())) if len(likely) == 1 else None)
+
+    def _find_exactly(self, name: str) -> Option | None:
+        return next((option for option in self.options if name in option.names), None)
 
     def build_parser(self) -> Any:  # noqa: ANN401 - argparse is not imported at the top
         """Return the same command line as an argparse parser."""
