@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 1600, 1000
 T = TypeVar("T")
 
 
-def wait_for(what: str, look: Callable[[], T], seconds: float = 30.0) -> T:
+def wait_for(what: str, look: Callable[[], T], seconds: float = 90.0) -> T:
     """Return what `look` returns as soon as it is something; fail with `what` when it stays nothing."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
@@ -30,7 +30,7 @@ class Desktop:
 
     def run(self, *words: str) -> str:
         """Run a program of the desktop; return its output."""
-        done = subprocess.run(words, env=self.environment, stdout=subprocess.PIPE, check=False, timeout=30)
+        done = subprocess.run(words, env=self.environment, stdout=subprocess.PIPE, check=False, timeout=90)
         return done.stdout.decode(errors="replace")
 
     def titles(self) -> dict[int, str]:

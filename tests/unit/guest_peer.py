@@ -13,7 +13,7 @@ from pathlib import Path
 from crannog.rpc import frames
 from crannog.rpc.frames import Frame, FrameParser, Marker
 
-SECONDS = 10
+SECONDS = 30
 
 
 class GuestPeer:

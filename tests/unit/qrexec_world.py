@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.fakes import short_folder
 
-SECONDS = 10
+SECONDS = 30
 OPEN: list[socket.socket] = []
 """Everything that a test has opened; it is closed after it."""
 DOMAIN, NAME, UUID = 42, "domain-42", "11111111-2222-3333-4444-555555555555"

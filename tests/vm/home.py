@@ -147,7 +147,7 @@ class Home:
         shutil.rmtree(self.path)
 
 
-def wait_until(is_true: Callable[[], bool], what: str, timeout: float = 30) -> None:
+def wait_until(is_true: Callable[[], bool], what: str, timeout: float = 60) -> None:
     """Wait until something holds; fail with `what` when it does not."""
     deadline = time.monotonic() + timeout
     while not is_true():

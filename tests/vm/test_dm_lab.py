@@ -103,7 +103,7 @@ def test_killed_lab_leaves_no_process(number: signal.Signals, code: int) -> None
         assert any(is_qemu(pid) for pid in children)
         lab.send_signal(number)
         assert lab.wait(60) == code
-    wait_until(lambda: not any(is_alive(pid) for pid in children), "QEMU and virtiofsd are gone", 10)
+    wait_until(lambda: not any(is_alive(pid) for pid in children), "QEMU and virtiofsd are gone")
 
 
 def test_shell_needs_a_terminal() -> None:
