@@ -157,10 +157,9 @@ class Command:
                 word = f"{word}={option.otherwise}"
             done.append(word)
             words -= _is_word(word)
-            while option and option.metavar and not option.otherwise and left:
-                done.append(left.pop(0))
-                if not option.takes_words or not left or not _is_word(left[0]):
-                    break
+            if option and option.metavar and not option.otherwise:
+                done += left[:1]
+                del left[:1]
         return done + left
 
     def _find_option(self, word: str) -> Option | None:
