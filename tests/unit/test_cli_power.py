@@ -1,6 +1,6 @@
 """qvm-start, qvm-shutdown, qvm-kill, qvm-pause, qvm-unpause: whom they ask for what, and what they tell."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -202,6 +202,30 @@ def test_those_that_do_not_halt_in_time_are_killed_and_then_the_others_halt(daem
     assert (code, out, err) == (0, "", "qvm-shutdown: bank did not shut down within 0 s and was killed\n")
     assert not world.running
     assert [str(asked) for asked in daemon.asked if asked.method == "admin.vm.Kill"] == ["admin.vm.Kill bank"]
+
+
+def noting(order: list[str], function: Callable[..., object]) -> Callable[..., object]:
+    """Return the function, whose name is noted at each call."""
+
+    def note(*words: object) -> object:
+        order.append(function.__name__)
+        return function(*words)
+
+    return note
+
+
+def test_all_that_are_late_are_killed_at_the_same_time(
+    daemon: FakeDaemon, shutdown: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(daemon, {}, "a", "b")
+    world.stubborn.update("ab")
+    order: list[str] = []
+    for name in ("_try_to_send", "_take_reply"):
+        monkeypatch.setattr(shutdowns, name, noting(order, getattr(shutdowns, name)))
+    code, _, err = shutdown.run("--all", "--wait", "--timeout", "0")
+    assert (code, err.count("did not shut down within 0 s and was killed")) == (0, 2)
+    assert order[-4:] == ["_try_to_send", "_try_to_send", "_take_reply", "_take_reply"]
+    assert not world.running
 
 
 def test_one_that_halts_before_it_is_killed_is_no_failure(daemon: FakeDaemon, shutdown: Tool) -> None:

@@ -122,7 +122,7 @@ class Home:
     def settles(self, files: set[str]) -> None:
         """Expect that soon no process of a VM is left, and just `files`, less those of a QEMU that was being asked."""
         files = {path for path in files if "/lib/qemu/qmp-" not in path}
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.processes() or self.files() != files:
             left = self.processes(), self.files() - files, files - self.files()
             assert time.monotonic() < deadline, f"processes, files and missing files that are left: {left}"

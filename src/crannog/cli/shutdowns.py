@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PAUSE = 0.1
 """Seconds before a VM is asked again that did not halt in the time that the daemon gives it."""
-_SHUTDOWN = "admin.vm.Shutdown"
+_SHUTDOWN, _KILL = "admin.vm.Shutdown", "admin.vm.Kill"
 _COLUMNS = ("name", "state", "netvm")
 _FOR_EVER = float("inf")
 
@@ -35,9 +35,7 @@ def call_all(client: Client, program: str, method: str, vms: list[str], argument
     code = 0
     for outcome in [_try_to_send(client, method, vm, argument) for vm in vms]:
         try:
-            if isinstance(outcome, CrannogError):
-                raise outcome
-            client.take_reply(method, outcome)
+            _take_reply(client, method, outcome)
         except CrannogError as error:
             complain(program, str(error))
             code = code or error.exit_code
@@ -50,6 +48,12 @@ def _try_to_send(client: Client, method: str, vm: str, argument: str) -> _socket
         return client.open_stream(method, vm, argument)
     except CrannogError as error:
         return error
+
+
+def _take_reply(client: Client, method: str, outcome: _socket.socket | CrannogError) -> None:
+    if isinstance(outcome, CrannogError):
+        raise outcome
+    client.take_reply(method, outcome)
 
 
 class Shutdowns:
@@ -145,14 +149,17 @@ class Shutdowns:
     def _kill_the_late(self) -> None:
         late = [number for number, (_, _, deadline) in self._going.items() if deadline <= time.monotonic()]
         active = {row.name for row in list_vms(self._client) if row.is_active} if late else set()
+        ends = []
         for vm, connection, _ in [self._going.pop(number) for number in late]:
             connection.close()
-            if vm in active:
-                self._kill(vm)
+            if vm in active:  # all are told before the first is waited for: a QEMU that hangs takes its time to die
+                ends.append((vm, _try_to_send(self._client, _KILL, vm, "")))
+        for vm, outcome in ends:
+            self._take_end(vm, outcome)
 
-    def _kill(self, vm: str) -> None:
+    def _take_end(self, vm: str, outcome: _socket.socket | CrannogError) -> None:
         try:
-            self._client.call("admin.vm.Kill", vm)
+            _take_reply(self._client, _KILL, outcome)
         except VMNotRunningError:
             pass  # it made it at the last moment
         except CrannogError as error:
