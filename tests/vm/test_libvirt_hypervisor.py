@@ -308,6 +308,37 @@ async def test_an_emulator_that_hangs_is_not_waited_for(hypervisor: Hypervisor, 
     assert first.measured_at < second.measured_at
 
 
+async def test_an_emulator_that_hangs_is_told_of_and_obeys_when_it_goes_on(
+    hypervisor: Hypervisor, spec: DomainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[DomainState] = []
+    hypervisor.listen(lambda _uuid, state: told.append(state))
+    await hypervisor.create_paused(spec)
+    await hypervisor.resume(spec.uuid)
+    (emulator,) = map(int, emulators(spec.uuid))
+
+    async def pause_in_vain() -> None:
+        os.kill(emulator, signal.SIGSTOP)
+        complaint = f"pausing {spec.uuid} failed: it did not answer within 1 s: see what it waits for, or end the VM"
+        with monkeypatch.context() as patch:
+            patch.setattr(cast("LibvirtHypervisor", hypervisor)._session, "answer_seconds", 1)
+            with pytest.raises(HypervisorError, match=complaint):
+                await hypervisor.pause(spec.uuid)
+
+    try:
+        async with asyncio.timeout(120):
+            await pause_in_vain()
+            os.kill(emulator, signal.SIGCONT)
+            await until(lambda: told[-1:] == [DomainState.PAUSED])
+            await hypervisor.resume(spec.uuid)
+            await pause_in_vain()
+            await hypervisor.destroy(spec.uuid)
+    finally:
+        for pid in emulators(spec.uuid):
+            os.kill(int(pid), signal.SIGCONT)
+    assert not emulators(spec.uuid)
+
+
 async def test_the_console_is_a_terminal_and_is_logged(
     hypervisor: Hypervisor, spec: DomainSpec, tmp_path: Path
 ) -> None:

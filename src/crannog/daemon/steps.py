@@ -173,7 +173,7 @@ class Steps:
             # The news of a QEMU that died of itself may come a moment later than the failure of what it was asked.
             await first_of(LOOK_TIMEOUT, self._machines.ended(uuid))
             if self._machines.has_domain(uuid):
-                raise
+                raise HypervisorError(f"{vm} was not paused: {error}") from error
             raise VMNotRunningError(f"{vm} was not paused: it has just ended by itself") from error
         await self._either(uuid, DomainState.PAUSED)
 

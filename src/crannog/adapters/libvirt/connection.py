@@ -26,9 +26,6 @@ from crannog.ports.hypervisor import StateListener
 if TYPE_CHECKING:
     import libvirt
 
-_CREATE_SECONDS = 60.0
-"""How long QEMU may take until it answers; libvirt itself waits for ever. A big one may take some seconds."""
-
 
 class LibvirtHypervisor:
     """One libvirt: in our own process, or a libvirtd. Implements ports.hypervisor.Hypervisor."""
@@ -162,7 +159,7 @@ class LibvirtHypervisor:
         xml = await self._session.run(build_domain_xml, spec, host, self._overrides)
         job = asyncio.ensure_future(self._session.call(lambda connection: self._create(connection, spec, xml)))
         try:
-            async with asyncio.timeout(_CREATE_SECONDS):
+            async with asyncio.timeout(self._session.answer_seconds):
                 domain = await asyncio.shield(job)
         except (asyncio.CancelledError, TimeoutError) as error:
             # Ending a domain that is just being created makes libvirt give up on it; one that is created goes as well.
@@ -172,7 +169,7 @@ class LibvirtHypervisor:
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise HypervisorError(
-                f"{spec.name} could not be started: QEMU did not answer within {_CREATE_SECONDS:.0f} s: "
+                f"{spec.name} could not be started: QEMU did not answer within {self._session.answer_seconds:g} s: "
                 f"read QEMU's log {self._root.log(spec.name)}"
             ) from error
         self._logs.add(spec.uuid, spec.console_log, self._root.log(spec.name))
@@ -217,7 +214,7 @@ class LibvirtHypervisor:
         """End the domain at once, and return when it is gone. An absent domain is no error."""
 
         async def destroy() -> None:
-            await self._session.ask(uuid, f"destroying {uuid}", lambda domain: domain.destroy())
+            await self._session.ask(uuid, f"destroying {uuid}", lambda domain: domain.destroy(), is_patient=True)
 
         await self._endings.end(uuid, destroy, is_whole=uuid in self._logs.uuids())
 

@@ -53,5 +53,5 @@ class Saving:
             self._host.save(domain, files)
             return True
 
-        if not await self._session.ask(uuid, f"saving {uuid}", save):
+        if not await self._session.ask(uuid, f"saving {uuid}", save, is_patient=True):
             raise HypervisorError(f"{uuid} cannot be saved: it has no domain (any more)")

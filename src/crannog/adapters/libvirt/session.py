@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 _THREADS = 4
 _PATIENCE = 10.0
 """Seconds that a call waits for a connection that was lost; libvirtd is back within two when it is restarted."""
+ANSWER_SECONDS = 60.0
+"""How long a QEMU may take until it answers; libvirt itself waits for ever. A big one may take some seconds."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two tries to connect again."""
 
@@ -45,6 +47,7 @@ class Session:
         self._connection: libvirt.virConnect | None = None
         self._subscription = 0
         self._is_there = asyncio.Event()
+        self.answer_seconds = ANSWER_SECONDS
         self._return: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -171,8 +174,14 @@ class Session:
         except _LostError as error:
             raise HypervisorError(f"{what} failed: the connection to libvirt was lost; try again") from error
 
-    async def ask(self, uuid: str, what: str, function: "Callable[[libvirt.virDomain], Result]") -> Result | None:
-        """Return what `function` says about the domain; None when it is absent. The rest is as with `query`."""
+    async def ask(
+        self, uuid: str, what: str, function: "Callable[[libvirt.virDomain], Result]", *, is_patient: bool = False
+    ) -> Result | None:
+        """Return what `function` says about the domain; None when it is absent. The rest is as with `query`.
+
+        No answer in time is a failure too, unless it `is_patient`. What was asked for may still be done later then,
+        when QEMU goes on; events tell of that.
+        """
 
         def ask(connection: "libvirt.virConnect") -> Result | None:
             import libvirt
@@ -184,7 +193,14 @@ class Session:
                     return None
                 raise
 
-        return await self.query(what, ask)
+        try:
+            async with asyncio.timeout(None if is_patient else self.answer_seconds):
+                return await self.query(what, ask)
+        except TimeoutError:
+            raise HypervisorError(
+                f"{what} failed: it did not answer within {self.answer_seconds:g} s: see what it waits for, "
+                "or end the VM with qvm-kill"
+            ) from None
 
 
 class _LostError(Exception):
