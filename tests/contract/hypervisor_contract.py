@@ -26,11 +26,11 @@ async def own(hypervisor: Hypervisor, spec: DomainSpec) -> list[DomainInfo]:
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(3000):
         if is_true():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("not within 10 s")
+    raise AssertionError("not within 30 s")
 
 
 def listen(hypervisor: Hypervisor, spec: DomainSpec) -> list[DomainState]:

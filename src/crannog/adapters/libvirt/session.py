@@ -53,8 +53,14 @@ class Session:
     async def open(self) -> None:
         """Connect. Raises HypervisorError, or InUseError when another process uses this home's hypervisor."""
         self._loop = asyncio.get_running_loop()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="libvirt")
+        self._open_pool()
         await self.run(self._connect)
+
+    def _open_pool(self) -> None:
+        """Begin with new threads. Those before end when they have done what they are at, which may be never."""
+        if self._pool:
+            self._pool.shutdown(wait=False)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="libvirt")
 
     def _connect(self) -> None:
         """Connect, in a thread of the pool."""
@@ -197,6 +203,8 @@ class Session:
             async with asyncio.timeout(None if is_patient else self.answer_seconds):
                 return await self.query(what, ask)
         except TimeoutError:
+            if self._pool:
+                self._open_pool()  # a few VMs that hang would have all threads
             raise HypervisorError(
                 f"{what} failed: it did not answer within {self.answer_seconds:g} s: see what it waits for, "
                 "or end the VM with qvm-kill"
