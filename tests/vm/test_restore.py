@@ -90,7 +90,7 @@ def use(home: Home, script: str = "") -> str:
     before = restored(home)
     said = home.ok("qvm-run", "--user", "root", "--dispvm", "python3 -", stdin=script.encode())
     none_is_left(home)
-    assert len(restored(home) - before) == 1
+    assert len(restored(home) - before) == 1, log(home)[-3000:]
     return said
 
 
