@@ -25,7 +25,6 @@ from crannog.core.domain import (
     DomainSpec,
     DomainState,
     DomainStats,
-    DomainUsage,
     HostCapabilities,
     MemoryFiles,
 )
@@ -47,7 +46,7 @@ from crannog.ports.guestdb import HostTrees
 from crannog.ports.hypervisor import Hypervisor, StateListener
 from crannog.ports.storage import Pool
 
-__all__ = ["Boot", "Channel", "Disk", "DomainInfo", "DomainState", "DomainUsage", "HostCapabilities", "Location"]
+__all__ = ["Boot", "Channel", "Disk", "DomainInfo", "DomainState", "HostCapabilities", "Location"]
 
 KERNEL = "6.1.0-test"
 AppAndTemplate = tuple[LocalVM, LocalVM]
@@ -135,8 +134,10 @@ class FakeHypervisor:
 
     async def statistics(self) -> list[DomainStats]:
         self._fail_if_asked("statistics")
-        now = time.monotonic()
-        return [DomainStats(uuid, *self._memory(uuid), 5_000_000_000, 2, now) for uuid in self.domain_states]
+        return [self._stats(uuid) for uuid in self.domain_states]
+
+    def _stats(self, uuid: str) -> DomainStats:
+        return DomainStats(uuid, *self._memory(uuid), 5_000_000_000, 2, time.monotonic())
 
     def _memory(self, uuid: str) -> tuple[int, int]:
         """Return what a domain has, and may have, in KiB; one that was not created here has 400 MiB."""
@@ -165,8 +166,8 @@ class FakeHypervisor:
     async def press_power_button(self, uuid: str) -> None:
         await self.destroy(uuid)
 
-    async def usage(self, uuid: str) -> DomainUsage | None:
-        return DomainUsage(*self._memory(uuid), 5_000_000_000) if uuid in self.domain_states else None
+    async def usage(self, uuid: str) -> DomainStats | None:
+        return self._stats(uuid) if uuid in self.domain_states else None
 
     async def screenshot(self, uuid: str) -> bytes:
         self._fail_if_asked("screenshot")

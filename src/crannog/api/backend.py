@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from crannog.core.domain import DomainUsage, HostCapabilities
+from crannog.core.domain import DomainStats, HostCapabilities
 from crannog.core.events import Listener
 from crannog.core.plan import Plan
 from crannog.core.registry import Registry
@@ -26,7 +26,7 @@ from crannog.policy.system import SystemInfo
 class Power(Protocol):
     """The running side of VMs. Offline every call raises OfflineError that names the operation."""
 
-    async def usage(self, vm: QubeBase) -> DomainUsage | None:
+    async def usage(self, vm: QubeBase) -> DomainStats | None:
         """Return what a VM uses; None when it is halted."""
 
     async def plan(self, vm: LocalVM, request: StartRequest) -> Plan:

@@ -169,8 +169,8 @@ class Command:
         if not word.startswith("--"):
             letters = [self._find_exactly(f"-{letter}") for letter in word[1:]]
             return letters[-1] if not any(option and option.metavar for option in letters[:-1]) else None
-        likely = {id(option): option for option in self.options for name in option.names if name.startswith(word)}
-        return self._find_exactly(word) or (next(iter(likely.values())) if len(likely) == 1 else None)
+        likely = [option for option in self.options if any(name.startswith(word) for name in option.names)]
+        return self._find_exactly(word) or (likely[0] if len(likely) == 1 else None)
 
     def _find_exactly(self, name: str) -> Option | None:
         return next((option for option in self.options if name in option.names), None)

@@ -122,15 +122,6 @@ class DomainInfo:
 
 
 @dataclass(frozen=True)
-class DomainUsage:
-    """What a domain uses: `memory` and `memory_max` in KiB, `cpu_time` in ns since its start."""
-
-    memory: int
-    memory_max: int
-    cpu_time: int
-
-
-@dataclass(frozen=True)
 class DomainStats:
     """What a domain uses now: memory in KiB, `cpu_time` in ns since its start, processors that are online.
 

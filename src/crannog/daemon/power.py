@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from crannog.core.displays import has_screen
-from crannog.core.domain import DomainUsage, HostCapabilities
+from crannog.core.domain import DomainStats, HostCapabilities
 from crannog.core.events import Event, Listener
 from crannog.core.vms import LocalVM, QubeBase
 from crannog.daemon.announcements import Announcements
@@ -40,7 +40,7 @@ class LivePower:
         self.preload = claims.preload
         self.lease = leases.take
 
-    async def usage(self, vm: QubeBase) -> DomainUsage | None:
+    async def usage(self, vm: QubeBase) -> DomainStats | None:
         """Return what a VM uses; None when it is halted."""
         return await self._hypervisor.usage(vm.uuid) if self._machines.has_domain(vm.uuid) else None
 

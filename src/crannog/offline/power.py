@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from crannog.core.domain import DomainUsage, HostCapabilities
+from crannog.core.domain import DomainStats, HostCapabilities
 from crannog.core.events import Listener
 from crannog.core.plan import Plan
 from crannog.core.startup import StartRequest
@@ -16,7 +16,7 @@ from crannog.policy.system import SystemInfo
 class NoPower:
     """Implements `api.backend.Power` where there is no hypervisor."""
 
-    async def usage(self, vm: QubeBase) -> DomainUsage | None:
+    async def usage(self, vm: QubeBase) -> DomainStats | None:
         """Return None for a halted VM; what a running one uses is not known here."""
         if vm.power_state != "Halted" and not vm.fixed_state:
             _refuse(f"what {vm.name} uses")

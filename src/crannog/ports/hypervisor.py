@@ -8,7 +8,6 @@ from crannog.core.domain import (
     DomainSpec,
     DomainState,
     DomainStats,
-    DomainUsage,
     HostCapabilities,
     MemoryFiles,
 )
@@ -84,7 +83,7 @@ class Hypervisor(Protocol):
     async def press_power_button(self, uuid: str) -> None:
         """Send the ACPI power button. An absent domain is no error."""
 
-    async def usage(self, uuid: str) -> DomainUsage | None:
+    async def usage(self, uuid: str) -> DomainStats | None:
         """Return what the domain uses; None when it is absent."""
 
     async def statistics(self) -> list[DomainStats]:

@@ -18,7 +18,7 @@ from crannog.adapters.libvirt.screenshot import take_screenshot
 from crannog.adapters.libvirt.session import Session
 from crannog.adapters.libvirt.strays import end_strays
 from crannog.config import Paths, Settings
-from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainStats, DomainUsage, HostCapabilities
+from crannog.core.domain import DomainInfo, DomainSpec, DomainState, DomainStats, HostCapabilities
 from crannog.core.runtime import HostFacts
 from crannog.errors import HypervisorError
 from crannog.ports.hypervisor import StateListener
@@ -235,14 +235,9 @@ class LibvirtHypervisor:
         """Send the ACPI power button. An absent domain is no error."""
         await self._session.ask(uuid, f"the power button of {uuid}", self._host.press_power_button)
 
-    async def usage(self, uuid: str) -> DomainUsage | None:
+    async def usage(self, uuid: str) -> DomainStats | None:
         """Return what the domain uses; None when it is absent."""
-
-        def measure(domain: "libvirt.virDomain") -> DomainUsage:
-            _, memory_max, memory, _, cpu_time = domain.info()
-            return DomainUsage(memory, memory_max, cpu_time)
-
-        return await self._session.ask(uuid, f"reading the usage of {uuid}", measure)
+        return await self._session.ask(uuid, f"reading the usage of {uuid}", driver.measure)
 
     async def statistics(self) -> list[DomainStats]:
         """Return what all domains use."""
