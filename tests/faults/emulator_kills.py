@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tests.faults.results import Report, Result
 from tests.faults.sites import SETTLE_SECONDS, VM, Site, Status, wait_for
 from tests.faults.watching import Events, Tool, answer_of, begun, catch, run_until_hit, spread
+from tests.processes import read_words
 
 _BOOTING_SECONDS = 1.0
 
@@ -81,11 +82,8 @@ class EmulatorKill:
         return self._while_starting(strike)
 
     def _is_executed(self) -> bool:
-        with (
-            contextlib.suppress(OSError, ValueError),
-            open(f"/proc/{self._site.home.qemu(VM)}/cmdline", "rb") as file,
-        ):
-            return b"-uuid" in file.read().split(b"\0")
+        with contextlib.suppress(OSError, ValueError):  # libvirt has not written its number
+            return "-uuid" in read_words(self._site.home.qemu(VM))
         return False
 
     def _kill_if(self, is_right: Callable[[Status], bool]) -> bool:

@@ -20,16 +20,6 @@ def measure(pid: int, fact: str) -> int:
     return 0
 
 
-def list_below(pid: int) -> list[int]:
-    """Return all processes below one."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            children = [int(word) for word in file.read().split()]
-    except OSError:
-        return []
-    return children + [further for child in children for further in list_below(child)]
-
-
 def is_usable(desktop: Desktop, folder: Path) -> bool:
     """Tell whether somebody at the desktop can open a program and type into it."""
     mark = folder / f"typed-{time.monotonic()}"

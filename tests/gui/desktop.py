@@ -39,7 +39,7 @@ class Desktop:
         windows = [int(word, 16) for word in listed.replace(",", " ").split()]
         return {window: self.run("xdotool", "getwindowname", str(window)).strip("\n") for window in windows}
 
-    def wait_for_window(self, title: str, seconds: float = 30.0) -> int:
+    def wait_for_window(self, title: str, seconds: float = 90.0) -> int:
         """Return the one window with a title."""
 
         def look() -> list[int]:
@@ -61,7 +61,7 @@ class Desktop:
     def look(self) -> "Picture":
         """Return what is on the screen now."""
         words = ["import", "-window", "root", "-depth", "8", "rgb:-"]
-        done = subprocess.run(words, env=self.environment, stdout=subprocess.PIPE, check=True, timeout=30)
+        done = subprocess.run(words, env=self.environment, stdout=subprocess.PIPE, check=True, timeout=90)
         assert len(done.stdout) == WIDTH * HEIGHT * 3
         return Picture(done.stdout)
 

@@ -121,7 +121,7 @@ class FakeModel:
     def said(self) -> set[str]:
         """Return the first words of its status as it is now."""
         with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(2)
+            link.settimeout(10)
             link.connect(self.status)
             with contextlib.suppress(TimeoutError):
                 return {line.split()[0] for line in link.recv(4096).decode().splitlines()}
@@ -133,6 +133,6 @@ class FakeModel:
         self._listener.close()
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         finally:
             self.process.kill()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.gui.desktop import Desktop, wait_for
+from tests.processes import list_below, list_children, read_words
 from tests.unit.rpc_world import World
 
 TOP = Path(__file__).resolve().parents[2]
@@ -95,18 +96,16 @@ class LocalGuest:
 
     def find_xpra(self) -> int:
         """Return the process number of its xpra."""
-        with open(f"/proc/{self.session.pid}/task/{self.session.pid}/children") as file:
-            for pid in map(int, file.read().split()):
-                with open(f"/proc/{pid}/cmdline", "rb") as line:
-                    if line.read().split(b"\0")[1:2] == [b"/usr/bin/xpra"]:
-                        return pid
+        for pid in list_children(self.session.pid):
+            if read_words(pid)[1:2] == ["/usr/bin/xpra"]:
+                return pid
         raise AssertionError("the guest has no xpra")
 
     def close(self) -> None:
         """End everything."""
         self.session.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.session.wait(15)
+            self.session.wait(60)
         self.world.close()
 
 
@@ -148,29 +147,11 @@ class Forwarder:
 
     def clients(self) -> list[int]:
         """Return the process numbers of what runs in the sandbox, xpra's client among them."""
-        return [pid for pid in self.descendants() if _runs_client(pid)]
-
-    def descendants(self) -> list[int]:
-        """Return the process numbers of all that this process has started, and they."""
-        found, parents = [], [self.process.pid]
-        while parents:
-            parent = parents.pop()
-            with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children") as file:
-                children = [int(word) for word in file.read().split()]
-                parents += children
-                found += children
-        return found
+        return [pid for pid in list_below(self.process.pid) if read_words(pid)[:1] == ["/usr/bin/python3"]]
 
     def close(self) -> int:
         """End it; return its exit code."""
         self._reader.close()
         self._connection.close()
         self.process.terminate()
-        return self.process.wait(15)
-
-
-def _runs_client(pid: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        words = file.read().split(b"\0")
-        return words[0] == b"/usr/bin/python3"
-    return False
+        return self.process.wait(60)

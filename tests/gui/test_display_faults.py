@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from crannog.config import Paths
-from tests.gui.bounds import SCREEN_MEMORY, list_below, measure
+from tests.gui.bounds import SCREEN_MEMORY, measure
 from tests.gui.desktop import Desktop, wait_for
-from tests.unit.rpc_world import is_alive
+from tests.processes import is_alive, list_all, list_below, read_words
 from tests.vm.home import Home
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -157,23 +157,16 @@ def test_an_agent_that_is_announced_and_never_connects(desktop: Desktop, home: H
 
 def find_forwarder(home: Home) -> int:
     """Return the one forwarder of the home; 0 when there is none."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
-            if b"crannog.display.forwarder" in words and any(home.path.encode() in word for word in words):
-                found.append(int(name))
+    running = list_all().items()
+    found = [pid for pid, words in running if "crannog.display.forwarder" in words and home.path in " ".join(words)]
     assert len(found) <= 1
     return found[0] if found else 0
 
 
 def find_client(forwarder: int, but_not: int) -> int:
     """Return the program in the forwarder's sandbox, if it is not that one."""
-    for pid in list_below(forwarder):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if file.read().startswith(b"/usr/bin/python3\0") and pid != but_not:
-                return pid
-    return 0
+    programs = [pid for pid in list_below(forwarder) if read_words(pid)[:1] == ["/usr/bin/python3"]]
+    return next((pid for pid in programs if pid != but_not), 0)
 
 
 def expect_bounds(forwarder: int) -> bool:

@@ -15,7 +15,7 @@ from crannog.display.forwarder_rules import FRAME
 from tests.gui.desktop import Desktop, wait_for
 from tests.gui.homes import GRAPHICAL, home_with
 from tests.gui.local_guest import COLOUR, NAME, Forwarder
-from tests.unit.rpc_world import memory_of
+from tests.processes import memory_of
 from tests.vm.home import Home
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]

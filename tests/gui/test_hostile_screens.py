@@ -12,7 +12,7 @@ import pytest
 
 from crannog.display.sandbox import MEMORY_MAX
 from tests.fakes import short_folder
-from tests.gui.bounds import SCREEN_MEMORY, is_usable, list_below, measure
+from tests.gui.bounds import SCREEN_MEMORY, is_usable, measure
 from tests.gui.desktop import HEIGHT, WIDTH, Desktop, wait_for
 from tests.gui.device_models import (
     DESKTOP_SIZE,
@@ -30,7 +30,7 @@ from tests.gui.device_models import (
     talk_garbage,
     talk_garbage_later,
 )
-from tests.unit.rpc_world import is_alive
+from tests.processes import is_alive, list_below
 
 pytestmark = pytest.mark.timeout(200)
 

@@ -13,20 +13,20 @@ from tests.gui.bounds import measure
 from tests.gui.desktop import Desktop, wait_for
 from tests.gui.hostile_guest import COLOUR, NAME, HostileGuest
 from tests.gui.local_guest import Forwarder, LocalGuest, settings_taken_back
-from tests.unit.rpc_world import memory_of
+from tests.processes import list_below, memory_of, read_words
 
 pytestmark = pytest.mark.timeout(240)
 
 SURVIVED = {
-    "unread_packets": 30,
-    "forged_fields": 30,
-    "absurd_windows": 30,
-    "odd_wishes": 30,
-    "long_titles": 60,
-    "wrong_pictures": 30,
-    "bombs": 60,
+    "unread_packets": 90,
+    "forged_fields": 90,
+    "absurd_windows": 90,
+    "odd_wishes": 90,
+    "long_titles": 90,
+    "wrong_pictures": 90,
+    "bombs": 90,
     "cursor_flood": 90,
-    "huge_windows": 60,
+    "huge_windows": 90,
     "many_windows": 120,
     "packet_flood": 120,
     "started_again_and_again": 120,
@@ -116,13 +116,13 @@ def list_home() -> list[str]:
 
 
 def list_programs(forwarder: Forwarder) -> set[str]:
-    """Return the programs that run below a forwarder, but for the calls into its guest."""
-    programs = set()
-    for pid in forwarder.descendants():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"crannog.display.forwarder_call" not in words:
-            programs.add(words[0].decode())
-    return programs
+    """Return the programs that run below a forwarder, but for the calls into its guest.
+
+    What it is just starting has its own words until it becomes a program (execve(2)).
+    """
+    own = read_words(forwarder.process.pid)
+    found = [words for words in map(read_words, list_below(forwarder.process.pid)) if words and words != own]
+    return {words[0] for words in found if "crannog.display.forwarder_call" not in words}
 
 
 def check_the_other_vm(desktop: Desktop, guest: LocalGuest, mark: str) -> None:
@@ -192,7 +192,7 @@ def test_the_client_ends_and_comes_again(
 def test_the_host_is_not_described(attacked: Forwarder, hostile: HostileGuest) -> None:
     hostile.attack("unread_packets")
     attacked.wait_for("connected")
-    hostile.wait_for_end(30)
+    hostile.wait_for_end(90)
     wait_for("an answered ping", lambda: any(line.startswith("[b'ping'") for line in hostile.lines()))
     told = "\n".join(hostile.lines())
     kernel, host = os.uname().release, os.uname().nodename
@@ -282,6 +282,6 @@ def test_what_is_typed_goes_to_no_new_window(
     file = local_guest.folder / "whole"
     desktop.run("xdotool", "type", "--delay", "60", f"echo {'secret' * 20} >{file}")
     desktop.run("xdotool", "key", "Return")
-    hostile.wait_for_end(60)
+    hostile.wait_for_end(90)
     assert [line for line in hostile.lines() if line.startswith("[b'key-action'")] == [], "keys were stolen"
     assert wait_for("what was typed", lambda: file.exists() and file.read_text()) == "secret" * 20 + "\n"

@@ -12,7 +12,7 @@ from crannog.display.sandbox import MEMORY_MAX
 from tests.gui.bounds import measure
 from tests.gui.desktop import Desktop, wait_for
 from tests.gui.local_guest import Forwarder, LocalGuest, settings_taken_back
-from tests.unit.rpc_world import is_alive, memory_of
+from tests.processes import is_alive, memory_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 COUNT = 10_000

@@ -13,10 +13,9 @@ import pytest
 
 from crannog.cli.clipboard_focus import find_focused_vm
 from crannog.config import Paths
-from tests.gui.bounds import list_below
 from tests.gui.desktop import Desktop, open_desktop, wait_for
 from tests.gui.homes import home_with
-from tests.unit.rpc_world import is_alive
+from tests.processes import is_alive, list_below
 from tests.vm.home import Home
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
@@ -60,13 +59,11 @@ def find_serving(home: Home) -> int:
 
 def find_viewer(serving: int) -> int:
     """Return the innermost process below the one that shows a screen: the viewer, in its sandbox."""
-    with open(f"/proc/{serving}/task/{serving}/children") as file:
-        children = file.read().split()
-    return find_viewer(int(children[0])) if children else serving
+    return (list_below(serving) or [serving])[-1]
 
 
 def read_boot_text(desktop: Desktop, window: int) -> str:
-    return wait_for("the firmware's words", lambda: found if "Boot" in (found := desktop.read(window)) else "", 40)
+    return wait_for("the firmware's words", lambda: found if "Boot" in (found := desktop.read(window)) else "")
 
 
 def test_boot_messages_are_read_in_a_window_in_the_labels_colour(desktop: Desktop, window: int) -> None:

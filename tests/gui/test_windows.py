@@ -15,7 +15,7 @@ from crannog.display.session import Session
 from crannog.display.titles import TITLE_MAX
 from tests.gui.desktop import Desktop, Picture, wait_for
 from tests.gui.local_guest import COLOUR, Forwarder, LocalGuest
-from tests.unit.rpc_world import is_alive
+from tests.processes import is_alive
 
 TITLE = """
 import sys

@@ -11,6 +11,7 @@ from crannog.guest import agent as agent_module
 from crannog.guest import qrexec_client_vm
 from crannog.rpc import frames
 from crannog.rpc.frames import Frame, FrameParser, Marker
+from tests.processes import list_children, processor_seconds, read_words
 
 WAIT = 20.0
 PYTHON = os.environ.get("CRANNOG_TEST_GUEST_PYTHON", sys.executable)
@@ -194,10 +195,9 @@ class AgentWorld:
             client.close()
 
 
-def processor_seconds(pid: int) -> float:
-    """Return the processor time that `pid` has used (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def find_shells(agent: int) -> list[int]:
+    """Return the children of an agent that wait for a command."""
+    return [pid for pid in list_children(agent) if ". /dev/fd/3" in " ".join(read_words(pid))]
 
 
 def spins(pid: int) -> bool:

@@ -16,7 +16,7 @@ from crannog.core.events import Event
 from crannog.core.registry import Registry
 from tests.fakes import Inside, build_inside, short_folder, template_and_app
 
-PATIENCE = 20
+PATIENCE = 60
 """Seconds after which what a test waits for is taken to have failed."""
 LIST = b"admin.vm.List+ dom0 name work\0"
 CONNECTED = b"1\0\0connection-established\0\0"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from crannog.rpc import frames
 from crannog.rpc.frames import Frame, FrameParser, Marker
+from tests.processes import list_children
 
-SECONDS = 30
+SECONDS = 60
 
 
 class GuestPeer:
@@ -113,8 +114,7 @@ class GuestPeer:
 
     def children(self) -> list[int]:
         """Return the processes of the calls that go on."""
-        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as file:
-            return [int(word) for word in file.read().split()]
+        return list_children(self.process.pid)
 
     def wait_for_no_children(self) -> None:
         deadline = time.monotonic() + SECONDS

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from crannog.rpc.nursery_link import NurseryLink, RpcChild
 from crannog.rpc.place import Place
-from tests.unit.rpc_world import is_alive
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "WHO": "the parent"}
-SECONDS = 20
+SECONDS = 60
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
@@ -109,11 +108,6 @@ def exists(process: int) -> bool:
     return Path(f"/proc/{process}").exists()
 
 
-def descendants(process: int) -> list[int]:
-    """Return the children of a process, zombies included."""
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
 def open_files(process: int) -> dict[int, str]:
     """Return what a process has open."""
     folder = Path(f"/proc/{process}/fd")
@@ -124,4 +118,4 @@ def open_files(process: int) -> dict[int, str]:
     return found
 
 
-__all__ = ["ENVIRONMENT", "NurseryWorld", "descendants", "exists", "is_alive", "nursery_world", "open_files", "until"]
+__all__ = ["ENVIRONMENT", "NurseryWorld", "exists", "nursery_world", "open_files", "until"]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.fakes import short_folder
+from tests.processes import list_children
 
-SECONDS = 30
+SECONDS = 60
 OPEN: list[socket.socket] = []
 """Everything that a test has opened; it is closed after it."""
 DOMAIN, NAME, UUID = 42, "domain-42", "11111111-2222-3333-4444-555555555555"
@@ -181,8 +182,7 @@ class Daemon:
             )
 
     def children(self) -> list[int]:
-        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as file:
-            return [int(word) for word in file.read().split()]
+        return list_children(self.process.pid)
 
     def wait_for_no_calls(self) -> None:
         """Wait until there is no process, also none that waits for the next call."""

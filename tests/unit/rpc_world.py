@@ -58,7 +58,7 @@ serve([listen(sys.argv[1]), listen(sys.argv[2])])
 """
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until `condition()` is true; fail when it does not get true in `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -161,21 +161,3 @@ class World:
                 if stream:
                     with contextlib.suppress(BrokenPipeError):
                         stream.close()
-
-
-def state_of(pid: int) -> str:
-    """Return the letter of a process's state (proc(5), stat); empty when there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether the process `pid` exists and is no zombie."""
-    return state_of(pid) not in ("", "Z")
-
-
-def memory_of(pid: int) -> int:
-    """Return the resident memory of a process, in bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")

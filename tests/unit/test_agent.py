@@ -13,7 +13,7 @@ from crannog.guest import agent as agent_module
 from crannog.guest.agent import Agent, Command, Parser, Port, find_port, find_user, make_environment
 from crannog.rpc import frames
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 
 class StandInPort(Port):

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from crannog.guest import agent as agent_module
 from crannog.guest.agent import Callers
 from crannog.rpc import frames
+from tests.processes import memory_of
 from tests.unit.agent_world import AgentWorld, spins
-from tests.unit.rpc_world import memory_of, wait_until
+from tests.unit.rpc_world import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -1,6 +1,5 @@
 """A shell that is ready before its command is known: a command in it ends as any other, and nobody else gets it."""
 
-import contextlib
 import os
 import pwd
 import time
@@ -11,8 +10,9 @@ import pytest
 
 from crannog.guest import agent as agent_module
 from crannog.rpc import frames
-from tests.unit.agent_world import AgentWorld
-from tests.unit.rpc_world import is_alive, state_of, wait_until
+from tests.processes import is_alive, list_children, read_name, state_of
+from tests.unit.agent_world import AgentWorld, find_shells
+from tests.unit.rpc_world import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -24,12 +24,7 @@ class ReadyWorld(AgentWorld):
 
     def shells(self) -> list[int]:
         """Return the children of the agent that wait for a command."""
-        found = []
-        for pid in Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if b". /dev/fd/3" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(int(pid))
-        return found
+        return find_shells(self.agent.pid)
 
     def prepare(self, user: str = ME.pw_name) -> int:
         """Have a shell ready; return its process number."""
@@ -50,12 +45,7 @@ def children_called(pid: int, name: str) -> list[int]:
 
     What /etc/profile runs comes and goes meanwhile.
     """
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{child}/comm").read_text() == f"{name}\n":
-                found.append(int(child))
-    return found
+    return [child for child in list_children(pid) if read_name(child) == name]
 
 
 @pytest.fixture

@@ -390,7 +390,7 @@ def test_a_socket_service_whose_caller_goes_away_sees_the_end(world: AgentWorld)
     stream = world.start(call("t.Left+"))
     world.expect(stream, frames.DATA_STDERR)
     world.send(stream, frames.CLOSE)
-    assert seen.wait(10)
+    assert seen.wait(60)
 
 
 def test_a_service_that_does_not_read_holds_one_window(world: AgentWorld) -> None:

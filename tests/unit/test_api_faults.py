@@ -72,7 +72,7 @@ async def test_a_crowd_with_half_a_request_delays_nobody_and_leaves_nothing(worl
     before = open_descriptors()
     clients = await come_in(world, crowd, LIST[:9])
     await until(lambda: len(world.server.connections) == crowd)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         for _ in range(20):
             await is_answered(world)
     for client in clients:

@@ -17,7 +17,7 @@ from crannog.errors import VMNotRunningError
 from tests.unit.cli_world import FakeDaemon, serving
 
 CODE = "from crannog.cli.qvm_console import main; main()"
-PATIENCE = 20
+PATIENCE = 60
 STARTED: list[subprocess.Popen[bytes]] = []
 
 

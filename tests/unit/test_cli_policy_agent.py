@@ -37,7 +37,7 @@ CODE = (
     "sys.exit(policy.main(sys.argv[1:]))"
 )
 PROGRAM = [sys.executable, "-c", CODE]
-PATIENCE = 20
+PATIENCE = 60
 ASKED = "work wants to call test.Ask"
 PROMPT = "Number or name of the target, or n for no: "
 READY = "questions about calls are asked here from now on; Ctrl-C ends that, and they are denied\r\n"

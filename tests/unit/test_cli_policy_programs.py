@@ -34,7 +34,7 @@ CODE = (
     "sys.exit(policy.main(sys.argv[1:]))"
 )
 PROGRAM = [sys.executable, "-c", CODE]
-PATIENCE = 20
+PATIENCE = 60
 # What notify-send does of what matters here: says what it can, shows, waits, prints the name of an action, ends at
 # SIGINT. `$PLACE/buttons` holds a line for each notification with actions; a line is "SECONDS NAME".
 NOTIFY_SEND = """#!/bin/sh

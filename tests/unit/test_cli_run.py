@@ -25,7 +25,7 @@ from tests.unit.cli_world import FakeDaemon, Tool, listing, serving
 CODE = "from crannog.cli.qvm_run import main; main()"
 EVIL = b"a\x1b]0;x\x07\x1b[6n\x9b\x00b\tc\r\n\xc3\xa9\xc2\x9b\xe2\x80\xae\xff\n"
 HARMLESS = "a_]0;x__[6n\ufffd_b\tc\r\né__\ufffd\n"
-PATIENCE = 20
+PATIENCE = 60
 
 
 @dataclass

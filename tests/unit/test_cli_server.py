@@ -12,7 +12,7 @@ from crannog.api.server import Server
 from crannog.cli import ls_columns, qvm_ls, umbrella
 from tests.fakes import Inside, build_inside, short_folder, template_and_app
 
-PATIENCE = 30
+PATIENCE = 60
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from crannog.errors import DaemonError, RpcError, UsageError, VMNotFoundError
 from tests.unit.cli_world import FakeDaemon, serving
 
 Messages = list[tuple[int, bytes]]
-PATIENCE = 20
+PATIENCE = 60
 
 
 class FakeRpc:

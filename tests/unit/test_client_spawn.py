@@ -32,7 +32,7 @@ def serve(calls):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(home + "/run/crannogd.sock")
     listener.listen()
-    listener.settimeout(5)
+    listener.settimeout(60)
     os.write(ready, b"1")
     os.close(ready)
     for _ in range(calls):

@@ -187,7 +187,7 @@ async def test_one_that_is_served_already_leaves_none(inside: Inside, home: Path
         assert [os.path.exists(server._path) for server in servers] == [
             index == number for index in range(len(servers))
         ]
-        living.settimeout(5)
+        living.settimeout(60)
         with Client(servers[number]._path):  # it goes on being served by whoever serves it
             for _ in range(2):
                 living.accept()[0].close()

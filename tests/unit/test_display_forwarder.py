@@ -18,7 +18,8 @@ from crannog.display.forwarder_output import LOG_LINES_MAX, Output
 from crannog.display.look import Look, parse_look
 from crannog.display.session import Session
 from crannog.errors import ValueRefusedError
-from tests.unit.rpc_world import World, is_alive, wait_until
+from tests.processes import is_alive
+from tests.unit.rpc_world import World, wait_until
 
 CLIENT = """
 import os, socket, sys, time
@@ -70,7 +71,7 @@ class Forwarding:
     def watch(self) -> None:
         self.connection = socket.socket(socket.AF_UNIX)
         wait_until(lambda: self.connection.connect_ex(self.status) == 0)
-        self.connection.settimeout(10)
+        self.connection.settimeout(60)
         self.reader = self.connection.makefile("r")
 
     def leave(self) -> None:

@@ -19,7 +19,7 @@ class World:
 
     def watch(self) -> socket.socket:
         watcher = socket.socket(socket.AF_UNIX)
-        watcher.settimeout(5)
+        watcher.settimeout(60)
         watcher.connect(self.path)
         self.turn()
         return watcher

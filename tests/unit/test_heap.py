@@ -6,7 +6,7 @@ import os
 import pytest
 
 from crannog import heap
-from tests.unit.rpc_world import memory_of
+from tests.processes import memory_of
 
 MIB = 2**20
 

@@ -231,7 +231,7 @@ def test_a_tool_does_not_write_while_a_daemon_runs(client: OfflineClient, daemon
 
 
 def test_after_the_daemon_offline_mode_goes_on(client: OfflineClient, daemon: subprocess.Popen[str]) -> None:
-    daemon.communicate(timeout=10)
+    daemon.communicate(timeout=60)
     other = OfflineClient(client.paths)
     other.close()
     assert len(other.backend.registry) == 3

@@ -15,8 +15,9 @@ from crannog.core.qga import qga_path
 from crannog.rpc.qga_channel import INPUT_MAX
 from crannog.rpc.qga_messages import BIG_LINE_MAX, OUTPUT_MAX
 from tests.fakes import short_folder
+from tests.processes import memory_of
 from tests.unit.qga_world import COMMANDS, FakeAgent, fails, returns
-from tests.unit.rpc_world import World, memory_of, wait_until
+from tests.unit.rpc_world import World, wait_until
 
 HASTY = """
 import sys
@@ -202,7 +203,7 @@ def test_ours_takes_over_when_it_comes(world: World, agent: FakeAgent) -> None:
     assert "qemu" not in read_status(world.rpc_socket, 5)
     count = len(agent.requests)
     assert world.run("echo ours; id -un")[:2] == (0, b"ours\nroot\n")
-    assert late.communicate(timeout=10)[0] == b"from qemu\n"
+    assert late.communicate(timeout=60)[0] == b"from qemu\n"
     assert [name for name, _ in agent.requests[count:] if name == "guest-exec"] == []
     wait_until(lambda: not agent.is_connected)
 
@@ -246,7 +247,7 @@ def test_an_agent_that_is_started_again_has_lost_its_commands(world: World, agen
     call = world.call("sleep 60", stdin=subprocess.DEVNULL)
     wait_until(lambda: "guest-exec-status" in [name for name, _ in agent.requests])
     agent.forget()
-    _, err = call.communicate(timeout=10)
+    _, err = call.communicate(timeout=60)
     assert call.returncode == 125
     assert b"does not exist" in err
     assert world.run("echo on")[1] == b"on\n"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from crannog.rpc.guest_call import Errand
 from crannog.rpc.spare_errands import SpareErrands, decode_order, encode_order
 from crannog.rpc.triggers import Trigger
-from tests.unit.rpc_world import is_alive, wait_until
+from tests.processes import is_alive
+from tests.unit.rpc_world import wait_until
 
 TEXT = st.text("abcXYZ019_.@:-+", max_size=63)
 

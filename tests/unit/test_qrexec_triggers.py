@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from crannog.config import Paths
+from tests.processes import is_alive, list_children
 from tests.unit.guest_peer import policy_stand_in
 from tests.unit.qrexec_world import (
     CONNECT,
@@ -33,7 +34,6 @@ from tests.unit.qrexec_world import (
     lend_folder,
     wait_until,
 )
-from tests.unit.rpc_world import is_alive
 
 OTHER = "domain-43"
 
@@ -234,19 +234,15 @@ def test_the_end_of_the_daemon_leaves_nothing(tmp_path: Path, asked: Path, numbe
     agent.close()
 
 
-def programs_of(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def test_the_end_of_the_daemon_during_a_question(tmp_path: Path) -> None:
     install(tmp_path, "slow", "exec sleep 60")
     agent = Agent(tmp_path)
     daemon = Daemon(tmp_path, f"--policy-program={tmp_path}/services/slow")
     agent.accept()
     agent.trigger("test.X")
-    wait_until(lambda: any(map(programs_of, daemon.children())), "it asks")
-    (child,) = filter(programs_of, daemon.children())
-    (program,) = programs_of(child)
+    wait_until(lambda: any(map(list_children, daemon.children())), "it asks")
+    (child,) = filter(list_children, daemon.children())
+    (program,) = list_children(child)
     daemon.process.kill()
     daemon.process.wait()
     wait_until(lambda: not is_alive(child), "the process that asks ends")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from crannog.guest import qrexec_client_vm, vchan_agent
+from tests.processes import is_alive
 from tests.unit.guest_peer import policy_stand_in
 from tests.unit.qrexec_world import (
     CONNECT,
@@ -40,7 +41,6 @@ from tests.unit.qrexec_world import (
     meet,
     wait_until,
 )
-from tests.unit.rpc_world import is_alive
 
 
 @pytest.fixture

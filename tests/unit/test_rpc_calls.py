@@ -15,7 +15,8 @@ import pytest
 from crannog.client.rpc import read_status, run_command
 from crannog.errors import RpcError
 from crannog.rpc import frames
-from tests.unit.rpc_world import World, is_alive, memory_of, wait_until
+from tests.processes import is_alive, memory_of, processor_seconds
+from tests.unit.rpc_world import World, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -35,12 +36,6 @@ def start_raw_call(world: World, command: str) -> socket.socket:
     line = f"DEFAULT:{command}\0".encode()
     client.sendall(frames.encode_message(frames.EXEC_CMDLINE, frames.EXEC_PARAMS + line))
     return client
-
-
-def processor_ticks(pid: int) -> int:
-    """Return the processor time that `pid` has used, in clock ticks (proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def read_pid(path: Path) -> int:
@@ -184,10 +179,10 @@ def test_a_reader_that_goes_away_ends_the_call_as_a_broken_pipe(world: World, tm
 def test_a_tool_whose_reader_is_slow_waits_without_spinning(world: World) -> None:
     child = world.call("head -c 200000 /dev/zero", stdin=subprocess.DEVNULL)
     time.sleep(0.3)
-    before = processor_ticks(child.pid)
+    before = processor_seconds(child.pid)
     time.sleep(0.3)
-    assert processor_ticks(child.pid) - before <= 2
-    assert len(child.communicate(timeout=10)[0]) == 200000
+    assert processor_seconds(child.pid) - before <= 0.02
+    assert len(child.communicate(timeout=60)[0]) == 200000
     assert child.returncode == 0
 
 
@@ -204,7 +199,7 @@ def test_misbehaving_local_clients_are_dropped_alone(world: World) -> None:
     for data in nonsense:
         with world.connect() as client:
             client.sendall(data)
-            client.settimeout(5)
+            client.settimeout(60)
             assert client.recv(100) == hello
             assert client.recv(100) == b""
     with world.connect() as silent:

@@ -13,8 +13,8 @@ import pytest
 
 from crannog.config import Paths
 from crannog.rpc import frames
+from tests.processes import is_alive
 from tests.unit.guest_peer import SECONDS, GuestPeer, guest_peer, policy_stand_in
-from tests.unit.rpc_world import is_alive
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ class Client:
     def __init__(self, guest: HostileGuest) -> None:
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(guest.listen_path)
-        self.connection.settimeout(10)
+        self.connection.settimeout(60)
         self.connection.sendall(frames.encode_message(frames.HELLO, frames.NUMBER.pack(3)))
         self.connection.sendall(frames.encode_message(frames.EXEC_CMDLINE, frames.EXEC_PARAMS + b"user:x\0"))
         frame = guest.next_frame()

@@ -24,8 +24,9 @@ from crannog.rpc.place import PROGRAM, Place
 from crannog.rpc.strays import end_strays
 from crannog.rpc.vm_process import main
 from tests.fakes import short_folder
+from tests.processes import list_children
 from tests.unit.guest_peer import GuestPeer, policy_stand_in
-from tests.unit.nursery_world import NurseryWorld, descendants, nursery_world, open_files, until
+from tests.unit.nursery_world import NurseryWorld, nursery_world, open_files, until
 
 UUID = "99999999-2222-3333-4444-555555555555"
 
@@ -130,9 +131,9 @@ async def environment_of_service(folder: Path, vm: str, environment: dict[str, s
 
 
 def ask_for_environment(guest: GuestPeer, listener: socket.socket) -> dict[str, str]:
-    listener.settimeout(10)
+    listener.settimeout(60)
     guest.connection, _ = listener.accept()
-    guest.connection.settimeout(10)
+    guest.connection.settimeout(60)
     guest.shake_hands()
     guest.trigger("test.Env")
     stream = guest.connected()
@@ -241,7 +242,7 @@ async def test_a_child_that_does_not_end_is_killed(world: NurseryWorld, monkeypa
     child = await world.bear("work")
     child.send_signal(signal.SIGSTOP)
     await child.end()
-    await until(lambda: not descendants(world.parent), "it is buried")
+    await until(lambda: not list_children(world.parent), "it is buried")
     child.send_signal(signal.SIGKILL)  # it has ended: nothing happens
     await child.end()
 
@@ -266,7 +267,7 @@ async def test_no_child_no_start(world: NurseryWorld, monkeypatch: pytest.Monkey
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     world.link._control = ours
-    children = set(descendants(os.getpid()))
+    children = set(list_children(os.getpid()))
 
     def refuse(*_: object) -> int:
         raise BlockingIOError(11, "Resource temporarily unavailable")
@@ -276,7 +277,7 @@ async def test_no_child_no_start(world: NurseryWorld, monkeypatch: pytest.Monkey
     with pytest.raises(RpcError, match=r"RPC process of work cannot be started: Resource temporarily unavailable$"):
         await world.bear("work")
     assert await served
-    assert set(descendants(os.getpid())) == children
+    assert set(list_children(os.getpid())) == children
     theirs.close()
 
 
@@ -296,7 +297,7 @@ async def test_crannogd_may_open_no_more_files(world: NurseryWorld, monkeypatch:
         with pytest.raises(RpcError, match="RPC process of second cannot be started: Too many open files"):
             await world.bear("second")
     monkeypatch.undo()
-    await until(lambda: descendants(world.parent) == [first.pid], "the others have ended, and are buried")
+    await until(lambda: list_children(world.parent) == [first.pid], "the others have ended, and are buried")
     assert not world.socket("second").exists()
     world.log = world.folder / "no" / "log"
     with pytest.raises(RpcError, match="RPC process of second cannot be started: No such file"):
@@ -318,7 +319,7 @@ async def test_more_open_files_than_allowed(world: NurseryWorld) -> None:
             await world.bear("second")
         assert not first.has_ended
         assert len(open_files(number)) == 4
-        assert descendants(number) == [first.pid]
+        assert list_children(number) == [first.pid]
     await first.end()
     await until(lambda: len(open_files(number)) == 3, "there is room")
     await world.bear("second")

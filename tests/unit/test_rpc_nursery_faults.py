@@ -19,16 +19,8 @@ from crannog.rpc import nursery_messages as messages
 from crannog.rpc.nursery_link import PROGRAM
 from crannog.rpc.nursery_messages import Birth
 from tests.fakes import short_folder
-from tests.unit.nursery_world import (
-    ENVIRONMENT,
-    NurseryWorld,
-    descendants,
-    exists,
-    is_alive,
-    nursery_world,
-    open_files,
-    until,
-)
+from tests.processes import is_alive, list_children
+from tests.unit.nursery_world import ENVIRONMENT, NurseryWorld, exists, nursery_world, open_files, until
 
 DAEMON = """
 import asyncio, os, sys
@@ -70,7 +62,7 @@ async def test_the_parent_is_killed_between_two_starts(world: NurseryWorld) -> N
     assert world.parent != killed
     assert not first.has_ended
     await world.listens("first")
-    assert descendants(world.parent) == [second.pid]
+    assert list_children(world.parent) == [second.pid]
     await first.end()  # which is init's now
     await until(lambda: not exists(first.pid), "it is buried")
 
@@ -84,7 +76,7 @@ async def test_the_parent_is_killed_before_it_answers(world: NurseryWorld) -> No
     second = await start
     await until(lambda: not exists(killed), "it is buried")
     assert world.parent != killed
-    assert descendants(world.parent) == [second.pid]
+    assert list_children(world.parent) == [second.pid]
 
 
 async def test_the_parent_is_killed_with_every_request(world: NurseryWorld) -> None:
@@ -112,7 +104,7 @@ def begin() -> tuple["subprocess.Popen[bytes]", socket.socket]:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen([sys.executable, "-I", "-m", PROGRAM], stdin=theirs.fileno(), env=ENVIRONMENT)
-    ours.settimeout(10)
+    ours.settimeout(60)
     return process, ours
 
 
@@ -194,7 +186,7 @@ async def test_many_starts_leave_nothing_behind(world: NurseryWorld) -> None:
         child = await world.bear("work", place=place, is_up=False)
         await child.end()
         world.children.remove(child)
-    await until(lambda: len(descendants(number)) == 1, "the parent has buried them")
+    await until(lambda: len(list_children(number)) == 1, "the parent has buried them")
     assert world.parent == number
     assert open_files(number) == theirs
     assert {fd: file for fd, file in open_files(os.getpid()).items() if fd not in ours} == {}
@@ -203,7 +195,7 @@ async def test_many_starts_leave_nothing_behind(world: NurseryWorld) -> None:
 async def test_many_starts_at_once(world: NurseryWorld) -> None:
     names = [f"vm{number}" for number in range(16)]
     children = await asyncio.gather(*map(world.bear, names))
-    assert sorted(descendants(world.parent)) == sorted(child.pid for child in children)
+    assert sorted(list_children(world.parent)) == sorted(child.pid for child in children)
     for child, name in zip(children, names, strict=True):
         assert f"\0--name\0{name}\0".encode() in Path(f"/proc/{child.pid}/cmdline").read_bytes()
 
@@ -242,7 +234,7 @@ async def test_a_start_is_given_up(world: NurseryWorld, monkeypatch: pytest.Monk
     next_one = asyncio.ensure_future(world.bear("second"))
     os.kill(world.parent, signal.SIGCONT)
     second = await next_one
-    await until(lambda: set(descendants(world.parent)) == {first.pid, second.pid}, "the one that nobody wants ended")
+    await until(lambda: set(list_children(world.parent)) == {first.pid, second.pid}, "the one that nobody wants ended")
     await world.listens("second")
     words = [call.args[1] for call in write.call_args_list]
     assert words.count(messages.GO) == 1, "it never begins: it would have the socket of the next one"

@@ -12,6 +12,7 @@ from crannog.config import Paths
 from crannog.rpc import exercise
 from crannog.rpc.agents import VMProcesses
 from tests.fakes import short_folder
+from tests.unit.agent_world import find_shells
 from tests.unit.rpc_world import World, wait_until
 
 UUID = "99999999-2222-3333-4444-555555555555"
@@ -35,10 +36,9 @@ class ReadyWorld(World):
         self.start_all()
         self.agent = self.children[-1]
 
-    def shells(self) -> list[str]:
-        """Return the numbers of the agent's children that wait for a command."""
-        children = Path(f"/proc/{self.agent.pid}/task/{self.agent.pid}/children").read_text().split()
-        return [pid for pid in children if b"/dev/fd/3" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    def shells(self) -> list[int]:
+        """Return the agent's children that wait for a command."""
+        return find_shells(self.agent.pid)
 
 
 @pytest.fixture

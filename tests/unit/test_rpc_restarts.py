@@ -19,7 +19,8 @@ from crannog.rpc import call_end, frames
 from crannog.rpc.channel import GuestChannel
 from crannog.rpc.link import RpcLink
 from crannog.rpc.local import LocalClient
-from tests.unit.rpc_world import World, is_alive, memory_of, wait_until
+from tests.processes import is_alive, memory_of
+from tests.unit.rpc_world import World, wait_until
 from tests.unit.test_rpc_channel import synced
 
 pytestmark = pytest.mark.timeout(60)
@@ -113,7 +114,7 @@ def test_the_socket_is_private_and_a_stale_one_is_replaced(world: World) -> None
 
 def test_a_second_process_for_the_same_vm_is_refused(world: World) -> None:
     world.start_all()
-    assert world.start_process().wait(5) == 4
+    assert world.start_process().wait(60) == 4
     assert "serves" in world.log.read_text(encoding="utf-8")
     assert world.run("echo fine")[1] == b"fine\n"
 
@@ -133,7 +134,7 @@ def test_an_early_call_waits_for_the_agent(world: World) -> None:
     child = world.call("echo served")
     assert read_status(world.rpc_socket, 5)["agent"] == "waiting"
     world.start_agent()
-    assert child.communicate(timeout=10)[0] == b"served\n"
+    assert child.communicate(timeout=60)[0] == b"served\n"
 
 
 def test_a_call_without_an_agent_ends_with_a_sentence() -> None:

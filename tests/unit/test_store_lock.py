@@ -14,6 +14,7 @@ import pytest
 from crannog.adapters.store.file import FileStore
 from crannog.adapters.store.lock import DAEMON, WAIT, StoreLock
 from crannog.errors import DaemonError, StorageError
+from tests.processes import list_children
 from tests.unit.store_worker import Process, Work, await_order, count_to, counters, counting_registry, say, start
 
 Begin = Callable[[Work], Process]
@@ -230,11 +231,10 @@ def test_programs_that_the_holder_starts_do_not_hold_it(path: str, begin: Begin)
 
     process = begin(work)
     assert process.read_line() == "held"
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (child,) = list_children(process.pid)
     process.kill()
     StoreLock(path).acquire("another", 0)
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
 
 
 def test_what_a_dead_daemon_wrote_frightens_nobody(path: str, begin: Begin) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from crannog.images.kernel import KernelImage
 
 BOOT_SECONDS = 60
-STOP_SECONDS = 30
+STOP_SECONDS = 60
 
 # Runs each line that the host writes to the port in a shell, and ends its output with the exit status.
 AGENT = """
@@ -38,7 +38,7 @@ class Guest:
     def connect(self) -> None:
         self.port = socket.socket(socket.AF_UNIX)
         self.port.settimeout(BOOT_SECONDS)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 self.port.connect(str(self.folder / "port"))
@@ -61,7 +61,7 @@ class Guest:
         return text
 
     def wait_until(self, condition: str) -> None:
-        self.run(f"for try in $(seq 200); do {condition} && exit; sleep 0.1; done; exit 1")
+        self.run(f"for try in $(seq 600); do {condition} && exit; sleep 0.1; done; exit 1")
 
     def press_power_button(self) -> None:
         self._tell_monitor("system_powerdown")

@@ -1,6 +1,5 @@
 """A home of its own for tests, driven through the tools as a user does."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from tests.processes import list_all, list_children, read_words
 from tests.vm.libvirtd import Libvirtd
 
 BIN = os.path.dirname(sys.executable)
@@ -91,33 +91,22 @@ class Home:
 
     def processes(self) -> list[str]:
         """Return the command lines of all processes that mention this home, the daemon and tests excepted."""
-        found = []
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-                line = file.read().replace(b"\0", b" ").decode(errors="replace")
-                if self.path in line and int(name) != os.getpid():
-                    found.append(line)
-        return found
+        lines = {pid: " ".join(words) for pid, words in list_all().items()}
+        return [line for pid, line in lines.items() if self.path in line and pid != os.getpid()]
 
     def rpc_process(self, vm: str) -> int:
         """Return the process number of a running VM's RPC process."""
-        wanted = f"crannog.rpc.vm_process\0--name\0{vm}\0".encode(), self.path.encode()
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-                line = file.read()
-                if all(word in line for word in wanted):
-                    return int(name)
+        wanted = f"crannog.rpc.vm_process\0--name\0{vm}\0"
+        for pid, words in list_all().items():
+            line = "\0".join([*words, ""])
+            if wanted in line and self.path in line:
+                return pid
         raise AssertionError(f"{vm} has no RPC process")
 
     def nursery(self) -> int:
         """Return the process number of the parent of the daemon's RPC processes, 0 when it has started none."""
-        with open(f"/proc/{self.daemon()}/task/{self.daemon()}/children") as file:
-            children = file.read().split()
-        for name in children:
-            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
-                if b"crannog.rpc.nursery\0" in file.read():
-                    return int(name)
-        return 0
+        children = list_children(self.daemon())
+        return next((pid for pid in children if "crannog.rpc.nursery" in read_words(pid)), 0)
 
     def settles(self, files: set[str]) -> None:
         """Expect that soon no process of a VM is left, and just `files`, less those of a QEMU that was being asked."""

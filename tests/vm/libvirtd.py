@@ -119,7 +119,7 @@ class Libvirtd:
         """End it, as hard as asked; its socket goes too, so that `start` can wait for the next one."""
         if self._pid:
             os.kill(self._pid, number)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while os.path.exists(f"/proc/{self._pid}"):
                 assert time.monotonic() < deadline, f"libvirtd does not end: {self.log()}"
                 time.sleep(0.01)

@@ -15,6 +15,7 @@ import pytest
 
 from crannog.errors import VMNotRunningError
 from crannog.shortpath import short_path
+from tests.processes import is_alive
 from tests.vm.home import Home, wait_until
 
 pytestmark = pytest.mark.vm
@@ -83,15 +84,6 @@ def test_killed_while_libvirt_starts_its_qemu(home: Home, is_known: bool) -> Non
     wait_until(lambda: not is_alive(qemu), "its QEMU is gone")
     home.settles(files)
     home.ok("qvm-start", "--no-wait", "work")
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether the process runs; one that waits to be buried does not."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def is_decided(home: Home) -> bool:

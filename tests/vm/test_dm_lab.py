@@ -1,6 +1,5 @@
 """scripts/dm-lab: what its machine can do, and how the script itself ends. The drivers' tests: `make test-dm`."""
 
-import contextlib
 import os
 import pty
 import select
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import is_alive, list_below, read_words
 from tests.vm.home import wait_until
 
 pytestmark = pytest.mark.vm
@@ -35,26 +35,8 @@ def run(*words: str, timeout: float = BUILD_SECONDS) -> "subprocess.CompletedPro
     return done
 
 
-def list_children(pid: int) -> set[int]:
-    """Return the processes that `pid` has started, and those that they have, without the buried and the dead."""
-    found: set[int] = set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            state, parent = Path(f"/proc/{name}/stat").read_text().rsplit(")", 1)[1].split()[:2]
-            if int(parent) == pid and state != "Z":
-                found |= {int(name)} | list_children(int(name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def is_qemu(pid: int) -> bool:
-    return b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    return any("qemu-system" in word for word in read_words(pid)[:1])
 
 
 @pytest.mark.timeout(BUILD_SECONDS + SUITE_SECONDS + 60)
@@ -99,7 +81,7 @@ def test_killed_lab_leaves_no_process(number: signal.Signals, code: int) -> None
     ) as lab:
         assert lab.stdout is not None
         assert lab.stdout.readline() == b"started\n"
-        children = list_children(lab.pid)
+        children = list_below(lab.pid)
         assert any(is_qemu(pid) for pid in children)
         lab.send_signal(number)
         assert lab.wait(60) == code

@@ -106,13 +106,13 @@ async def test_a_call_meanwhile_waits_for_the_answer(running: LibvirtHypervisor,
     await asyncio.sleep(0.2)
     assert not asking.done()
     await asyncio.to_thread(libvirtd.start)
-    assert await asyncio.wait_for(asking, 30)
+    assert await asyncio.wait_for(asking, 60)
 
 
 async def test_a_vm_that_ends_meanwhile_is_told_of(running: LibvirtHypervisor, libvirtd: Libvirtd, told: Told) -> None:
     await told.until(lambda: len(emulators(UUID)) == 1)  # the one of the test before may be on its way out
     await asyncio.to_thread(libvirtd.kill)
-    os.kill(int(emulators(UUID)[0]), signal.SIGKILL)
+    os.kill(emulators(UUID)[0], signal.SIGKILL)
     await asyncio.to_thread(libvirtd.start)
     await told.hears(DomainState.ABSENT)
     assert await running.domains() == []

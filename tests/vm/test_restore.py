@@ -80,17 +80,17 @@ def log(home: Home) -> str:
         return file.read()
 
 
-def restored(home: Home) -> set[str]:
-    """Return the names of all that were ever restored."""
-    return set(re.findall(r"runner: (disp\d+): identity is its own", log(home)))
+def restored(home: Home) -> list[str]:
+    """Return the names of all that were ever restored, in that order; a name may come again, as chance gives them."""
+    return re.findall(r"runner: (disp\d+): identity is its own", log(home))
 
 
 def use(home: Home, script: str = "") -> str:
     """Run a Python script in a disposable as root; fail when that was started cold."""
-    before = restored(home)
+    before = len(restored(home))
     said = home.ok("qvm-run", "--user", "root", "--dispvm", "python3 -", stdin=script.encode())
     none_is_left(home)
-    assert len(restored(home) - before) == 1, log(home)[-3000:]
+    assert len(restored(home)) == before + 1, log(home)[-3000:]
     return said
 
 
@@ -103,13 +103,13 @@ def contents(home: Home) -> dict[str, tuple[int, int]]:
 def test_restored_ones_share_nothing(home: Home, theirs: str) -> None:
     """Two at once, one after them, and their template; which stays as it is, as does what they are restored from."""
     ensure_image(home)
-    before, known = contents(home), restored(home)
+    before, known = contents(home), len(restored(home))
     command = ("qvm-run", "--user", "root", "--dispvm", "python3 -")
     long = f"import time\ntime.sleep(2)\n{IDENTITY}".encode()
     with ThreadPoolExecutor(2) as pool:
         said = list(pool.map(lambda _: home.ok(*command, stdin=long), range(2)))
     said.append(home.ok(*command, stdin=IDENTITY.encode()))
-    assert len(restored(home) - known) == 3
+    assert len(restored(home)) == known + 3
     assert contents(home) == before
     found = [json.loads(text) for text in said]
     for key in found[0]:
@@ -137,10 +137,10 @@ def test_it_has_the_time_of_now_and_disks_of_its_own(home: Home) -> None:
 
 def test_a_pool_is_filled_from_it(home: Home) -> None:
     ensure_image(home)
-    known = restored(home)
+    known = len(restored(home))
     want(home, 2)
     names = ready(home)
-    assert set(names) == restored(home) - known
+    assert set(names) == set(restored(home)[known:])
     for name in names:
         with open(f"/proc/{home.qemu(name)}/smaps_rollup") as file:
             facts = dict(re.findall(r"^(\w+):\s+(\d+) kB", file.read(), re.MULTILINE))
@@ -180,7 +180,7 @@ def _start(home: Home) -> str:
     name = made.stdout.decode().strip()
     before = restored(home)
     home.ok("qvm-start", "--wait", name)
-    assert restored(home) - before == {name}
+    assert restored(home) == [*before, name]
     return name
 
 

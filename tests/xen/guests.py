@@ -97,7 +97,7 @@ def refused(home: XenHome, vm: str) -> str:
 def read_events(stream: EventStream, vm: str, last: str) -> list[str]:
     """Return the names of a VM's events up to the one called `last`, and close the stream."""
     found: list[str] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while last not in found and (event := stream.next_event(deadline)):
         if event.subject == vm:
             found.append(event.name)
