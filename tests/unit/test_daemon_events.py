@@ -399,27 +399,46 @@ async def test_wrong_states(life: Life, state: DomainState | None, method: str, 
     assert life.told == []
 
 
-async def test_a_vm_that_ends_while_it_is_paused(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+REFUSED = [("pause", "Running", "paused"), ("unpause", "Paused", "unpaused"), ("resume", "Paused", "resumed")]
+"""What a VM in a state is asked, and what it was not when its domain refuses."""
+
+
+@pytest.mark.parametrize(("method", "state", "what"), REFUSED)
+async def test_a_vm_that_ends_while_it_is_asked(
+    life: Life, monkeypatch: pytest.MonkeyPatch, method: str, state: str, what: str
+) -> None:
     async def fail_and_end(_uuid: str) -> None:
         asyncio.get_running_loop().call_later(0.05, life.hear, DomainState.ABSENT)
         raise HypervisorError("no answer")
 
-    await life.run()
+    await run_in(life, state)
     with monkeypatch.context() as patch:
-        patch.setattr(life.inside.hypervisor, "pause", fail_and_end)
-        with pytest.raises(VMNotRunningError, match=r"^work was not paused: it has just ended by itself$"):
-            await soon(life.power.pause(life.work))
+        patch.setattr(life.inside.hypervisor, "pause" if method == "pause" else "resume", fail_and_end)
+        with pytest.raises(VMNotRunningError, match=rf"^work was not {what}: it has just ended by itself$"):
+            await soon(getattr(life.power, method)(life.work))
     await life.settle()
-    assert life.told == ["work domain-pre-paused", *ENDED]
+    assert life.told == [f"work domain-pre-{'paused' if method == 'pause' else 'unpaused'}", *ENDED]
 
 
-async def test_a_pause_that_is_refused(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "state", "what"), REFUSED)
+async def test_what_a_domain_refuses(
+    life: Life, monkeypatch: pytest.MonkeyPatch, method: str, state: str, what: str
+) -> None:
     monkeypatch.setattr(steps_module, "LOOK_TIMEOUT", 0.05)
+    await run_in(life, state)
+    call = "pause" if method == "pause" else "resume"
+    monkeypatch.setattr(life.inside.hypervisor, call, failing(HypervisorError("no answer")))
+    with pytest.raises(HypervisorError, match=rf"^work was not {what}: no answer$"):
+        await soon(getattr(life.power, method)(life.work))
+    assert life.work.power_state == state
+
+
+async def run_in(life: Life, state: str) -> None:
+    """Have the VM run, paused or not, and forget what was told of that."""
     await life.run()
-    monkeypatch.setattr(life.inside.hypervisor, "pause", failing(HypervisorError("no answer")))
-    with pytest.raises(HypervisorError, match=r"^work was not paused: no answer$"):
-        await soon(life.power.pause(life.work))
-    assert life.work.power_state == "Running"
+    if state == "Paused":
+        await life.power.pause(life.work)
+    life.told.clear()
 
 
 async def test_a_vm_that_starts_or_halts_is_not_paused(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:

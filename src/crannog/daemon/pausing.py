@@ -23,7 +23,7 @@ class Pausing:
         state = self._machines.power_state(vm.uuid)
         if state != "Paused":
             raise VMNotPausedError(f"{vm.name} is not paused: it is {state}")
-        await self._steps.let_run(vm.name, vm.uuid)
+        await self._go_on(vm, "unpaused")
 
     async def suspend(self, vm: LocalVM) -> None:
         """Put a VM to sleep. It has no devices of the host that would have to sleep with it, so it is paused."""
@@ -36,7 +36,11 @@ class Pausing:
         state = self._machines.power_state(vm.uuid)
         if state not in ("Paused", "Suspended"):
             raise VMNotSuspendedError(f"{vm.name} is not suspended: it is {state}")
-        await self._steps.let_run(vm.name, vm.uuid)
+        await self._go_on(vm, "resumed")
+
+    async def _go_on(self, vm: LocalVM, what: str) -> None:
+        async with self._steps.told_of(vm.name, vm.uuid, what):
+            await self._steps.let_run(vm.name, vm.uuid)
 
     def _check_going(self, vm: LocalVM, purpose: str) -> None:
         state = self._machines.power_state(vm.uuid)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from crannog.core import events
@@ -167,15 +168,21 @@ class Steps:
         Raises VMNotRunningError for one that ends while it is asked, HypervisorError for one that refuses.
         """
         self._tell(events.plain(vm, "domain-pre-paused"))
-        try:
+        async with self.told_of(vm, uuid, "paused"):
             await self._world.hypervisor.pause(uuid)
+        await self._either(uuid, DomainState.PAUSED)
+
+    @contextlib.asynccontextmanager
+    async def told_of(self, vm: str, uuid: str, what: str) -> AsyncIterator[None]:
+        """Have a refusal name the VM, and what it was not; one that has ended meanwhile is a VMNotRunningError."""
+        try:
+            yield
         except HypervisorError as error:
             # The news of a QEMU that died of itself may come a moment later than the failure of what it was asked.
             await first_of(LOOK_TIMEOUT, self._machines.ended(uuid))
             if self._machines.has_domain(uuid):
-                raise HypervisorError(f"{vm} was not paused: {error}") from error
-            raise VMNotRunningError(f"{vm} was not paused: it has just ended by itself") from error
-        await self._either(uuid, DomainState.PAUSED)
+                raise HypervisorError(f"{vm} was not {what}: {error}") from error
+            raise VMNotRunningError(f"{vm} was not {what}: it has just ended by itself") from error
 
     async def _either(self, uuid: str, state: DomainState) -> None:
         """Return when the news of a state, or of the domain's end, has come; or when it is overdue."""
