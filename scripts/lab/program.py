@@ -138,7 +138,7 @@ class Run:
                 log = stack.enter_context(tempfile.TemporaryFile())
                 stack.enter_context(quote_console(log))
                 machine = self._start(stack, spec, log, log)
-                executor = Executor(self.lab.name, machine.link, deadline)
+                executor = Executor(self.lab.name, machine.link, deadline, is_woken=bool(spec.hypervisor))
                 executor.await_agent(self.lab.boot_timeout)
             with self.stages.time("command"):
                 code = executor.run(f"cd {shlex.quote(PROJECT)} && exec {shlex.join(self.options.command)}")

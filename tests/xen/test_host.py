@@ -54,6 +54,20 @@ def test_what_the_host_has_is_what_xen_has(xen_home: XenHome) -> None:
     assert xen_home.ok("qubes-prefs", "maxmem") == f"{total}\n"
 
 
+def test_an_idle_dom0_is_woken_each_second() -> None:
+    """What runs these tests sees to that (scripts/lab/execution.py): an idle Xen may have slept for ever."""
+    before = count_interrupts()
+    time.sleep(5)
+    assert count_interrupts() - before >= 3
+
+
+def count_interrupts() -> int:
+    """Return how many interrupts the agent's port has had (proc(5), /proc/interrupts)."""
+    lines = Path("/proc/interrupts").read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.endswith("-virtqueues"))
+    return int(line.split()[1])
+
+
 def test_dom0_is_left_alone(xen_home: XenHome) -> None:
     """dom0 itself is a domain here, with the UUID that dom0 has in the registry."""
     assert xen_domain("Domain-0")[1] == "0"
