@@ -3,6 +3,10 @@
 The guest is the same in every row, its pool is full and quiet before each claim, and nothing that was claimed is
 replaced while a clock runs: boots in the background would be measured with it. A cold disposable is made, started and
 waited for until its agent answers; beside it stands its own QEMU command line, started by hand to the same point.
+
+Before many at once, nothing happens for 12 s, on both sides. A host that is itself a VM, as here, hands memory that has
+been free for some seconds back to its own host; with that, a boot takes half a second more than with memory that other
+VMs have left just now, as they had in runs of one start after the other, and not while a pool was filled.
 """
 
 import glob
@@ -28,6 +32,8 @@ CLAIM, CLAIM_SHARE, COLD, RELEASE, BURST, RESTORE = 0.060, 0.03, 1.15, 0.020, 1.
 """Seconds, and ratios. A burst's rest may be as slow as the same starts alone; the rest is noise in a median of few."""
 CLAIMS, BURSTS, POOL, BURST_SIZE = 8, 5, 4, 8
 FILL_SECONDS, CALM_SECONDS = 300, 1.0
+REST_SECONDS = 12.0
+"""Seconds in which memory that others have left comes to rest, so that nobody's boots are spared its price."""
 MIB = 2**20
 
 
@@ -231,6 +237,7 @@ def measure_bursts(bench: Bench) -> list[Row]:
 
     def burst(count: int, there: int, template: str) -> float:
         bench.fill(there, template)
+        time.sleep(REST_SECONDS)
         leases: list[Lease] = []
         seconds = together([lambda: leases.append(bench.use(template)[0])] * count)
         for lease in leases:
