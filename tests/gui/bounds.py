@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from tests.gui.desktop import Desktop, wait_for
+from tests.processes import list_below, read_words
 
 SCREEN_MEMORY = 64 << 20
 """Bytes that the process outside of the sandbox may take: it reads nothing of the guest."""
@@ -18,6 +19,11 @@ def measure(pid: int, fact: str) -> int:
             if line.startswith(f"{fact}:"):
                 return int(line.split()[1]) << 10
     return 0
+
+
+def list_clients(forwarder: int) -> list[int]:
+    """Return what runs in the sandbox below a forwarder: xpra's client."""
+    return [pid for pid in list_below(forwarder) if read_words(pid)[:1] == ["/usr/bin/python3"]]
 
 
 def is_usable(desktop: Desktop, folder: Path) -> bool:

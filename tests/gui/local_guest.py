@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.gui.bounds import list_clients
 from tests.gui.desktop import Desktop, wait_for
-from tests.processes import list_below, list_children, read_words
+from tests.processes import list_children, read_words
 from tests.unit.rpc_world import World
 
 TOP = Path(__file__).resolve().parents[2]
@@ -147,7 +148,7 @@ class Forwarder:
 
     def clients(self) -> list[int]:
         """Return the process numbers of what runs in the sandbox, xpra's client among them."""
-        return [pid for pid in list_below(self.process.pid) if read_words(pid)[:1] == ["/usr/bin/python3"]]
+        return list_clients(self.process.pid)
 
     def close(self) -> int:
         """End it; return its exit code."""

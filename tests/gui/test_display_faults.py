@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from crannog.config import Paths
-from tests.gui.bounds import SCREEN_MEMORY, measure
+from tests.gui.bounds import SCREEN_MEMORY, list_clients, measure
 from tests.gui.desktop import Desktop, wait_for
-from tests.processes import is_alive, list_all, list_below, read_words
+from tests.processes import is_alive, list_all, list_below
 from tests.vm.home import Home
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -165,8 +165,7 @@ def find_forwarder(home: Home) -> int:
 
 def find_client(forwarder: int, but_not: int) -> int:
     """Return the program in the forwarder's sandbox, if it is not that one."""
-    programs = [pid for pid in list_below(forwarder) if read_words(pid)[:1] == ["/usr/bin/python3"]]
-    return next((pid for pid in programs if pid != but_not), 0)
+    return next((pid for pid in list_clients(forwarder) if pid != but_not), 0)
 
 
 def expect_bounds(forwarder: int) -> bool:

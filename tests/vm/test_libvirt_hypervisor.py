@@ -147,7 +147,7 @@ async def test_an_end_is_told_at_once(hypervisor: Hypervisor, spec: DomainSpec) 
     await hypervisor.create_paused(spec)
     await hypervisor.resume(spec.uuid)
     ending = asyncio.create_task(hypervisor.destroy(spec.uuid))
-    await asyncio.wait_for(ended.wait(), 1.8)
+    await asyncio.wait_for(ended.wait(), 0.7)
     assert emulators(spec.uuid) == []
     await ending
 
