@@ -73,7 +73,8 @@ def test_a_folder_in_use_is_not_touched(root: Path) -> None:
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_a_probe_that_was_cut_short_is_ended(root: Path, is_ours: bool) -> None:
+@pytest.mark.parametrize("has_number", [True, False])
+def test_a_probe_that_was_cut_short_is_ended(root: Path, is_ours: bool, has_number: bool) -> None:
     folder = root / "lib/qemu/qmp-ABCDEF"
     folder.mkdir()
     place = folder if is_ours else "/elsewhere/lib/qemu/qmp-ABCDEF"
@@ -82,7 +83,8 @@ def test_a_probe_that_was_cut_short_is_ended(root: Path, is_ours: bool) -> None:
         assert emulator.stdout
         emulator.stdout.readline()
         try:
-            (folder / "qmp.pid").write_text(str(emulator.pid))
+            if has_number:  # else it has just begun
+                (folder / "qmp.pid").write_text(str(emulator.pid))
             discard_unborn(str(root), str(root))
             assert (emulator.poll() is not None, folder.exists()) == (is_ours, False)
         finally:

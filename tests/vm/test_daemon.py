@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crannog.errors import VMNotRunningError
+from crannog.errors import DaemonError, VMNotRunningError
 from crannog.shortpath import short_path
 from tests.processes import is_alive
 from tests.vm.home import Home, wait_until
@@ -244,6 +244,24 @@ def test_a_daemon_that_ends_while_libvirt_looks_at_qemu_leaves_none(
     time.sleep(seconds)
     empty_home.ok("crannog", "daemon", "stop")
     wait_until(lambda: not empty_home.processes(), f"no process is left: {empty_home.processes()}")
+
+
+def test_a_daemon_ends_though_a_qemu_hangs(home: Home) -> None:
+    home.ok("qvm-start", "--no-wait", "work")
+    with open(f"{home.status_folder}/work.pid") as file:
+        emulator = int(file.read())
+    os.kill(emulator, signal.SIGSTOP)
+    try:
+        tools = [home.popen("qvm-pause", "work", stderr=subprocess.PIPE) for _ in range(6)]
+        time.sleep(2)  # until they wait for it
+        home.ok("crannog", "daemon", "stop")
+    finally:
+        os.kill(emulator, signal.SIGCONT)
+    for tool in tools:  # one that is slow asks the next daemon
+        _, complaint = tool.communicate(timeout=60)
+        assert (tool.returncode, complaint.count(b"\n")) in {(DaemonError.exit_code, 1), (0, 0)}
+    assert home.state("work") in ("Running", "Paused")
+    home.ok("qvm-kill", "work")
 
 
 def serves(pid: str, home: str) -> bool:

@@ -102,7 +102,6 @@ class LibvirtHypervisor:
         self._keeper = self._looks = None
         self._held.close()
         await self._session.close()
-        await asyncio.to_thread(self._root.leave)
 
     def listen(self, listener: StateListener) -> None:
         """Have `listener` called, in the event loop, whenever a domain changes its state or ends."""

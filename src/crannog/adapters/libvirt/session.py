@@ -8,8 +8,9 @@ failure, wherever the port says so (design.md, B3).
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from crannog.adapters.libvirt import driver, failures
@@ -31,6 +32,9 @@ ANSWER_SECONDS = 60.0
 """How long a QEMU may take until it answers; libvirt itself waits for ever. A big one may take some seconds."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two tries to connect again."""
+_LEAVE_SECONDS = 5.0
+"""How long calls that have processes made may go on when the connection is closed."""
+_LOOK_SECONDS = 0.02
 
 
 class Session:
@@ -44,6 +48,7 @@ class Session:
         self._tell = tell
         self._on_return = on_return
         self._pool: ThreadPoolExecutor | None = None
+        self._makers: set[object] = set()
         self._connection: libvirt.virConnect | None = None
         self._subscription = 0
         self._is_there = asyncio.Event()
@@ -86,12 +91,22 @@ class Session:
         if self._return:
             self._return.cancel()
             self._return = None
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)  # not behind calls that hang
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="libvirt")
         connection, self._connection = self._connection, None
         if connection and self._pool:
             await self.run(driver.disconnect, connection, self._subscription, self._root.is_shared)
-        if self._pool:
-            self._pool.shutdown(wait=False)
-            self._pool = None
+        self._pool = None
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """End what libvirt has begun beside domains, until no call is under way that could begin more of it."""
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while self._makers and self._root.is_embedded and time.monotonic() < deadline:
+            await asyncio.to_thread(self._root.leave)
+            await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.to_thread(self._root.leave)
 
     # -- a connection that is lost
 
@@ -128,15 +143,26 @@ class Session:
 
     async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Return what a blocking function returns, run in the pool."""
+        return await asyncio.wrap_future(self._submit(function, *arguments))
+
+    def _submit(self, function: Callable[..., Result], *arguments: object) -> Future[Result]:
         if self._pool is None:
             raise HypervisorError("the connection to libvirt is closed: open it first")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        return self._pool.submit(function, *arguments)
 
     async def call(self, function: Callable[["libvirt.virConnect"], Result]) -> Result:
         """Return what a blocking function makes of the connection. One that is lost is waited for a while.
 
-        Raises HypervisorError when it does not come back, and what the function raises.
+        The function may have libvirt begin processes: closing waits for it. Raises HypervisorError when the connection
+        does not come back, and what the function raises.
         """
+        await self._expect_connection()
+        job = self._submit(function, self.opened())
+        self._makers.add(job)
+        job.add_done_callback(self._makers.discard)
+        return await asyncio.wrap_future(job)
+
+    async def _expect_connection(self) -> None:
         if self._pool is None:
             raise HypervisorError("the connection to libvirt is closed: open it first")
         try:
@@ -146,8 +172,6 @@ class Session:
             raise HypervisorError(
                 f"libvirt does not answer any more ({self._root.uri}): see whether libvirtd runs; VMs go on running"
             ) from None
-        # Taken here and not in the thread: there it might be lost by then.
-        return await self.run(function, self.opened())
 
     def opened(self) -> "libvirt.virConnect":
         """Return the connection; raises HypervisorError while there is none."""
@@ -172,13 +196,18 @@ class Session:
                 raise failures.call_failure(what, error) from error
 
         try:
-            return await self.call(ask)
+            return await self._put(ask)
         except _LostError:
             self._begin_return()
         try:
-            return await self.call(ask)
+            return await self._put(ask)
         except _LostError as error:
             raise HypervisorError(f"{what} failed: the connection to libvirt was lost; try again") from error
+
+    async def _put(self, question: Callable[["libvirt.virConnect"], Result]) -> Result:
+        await self._expect_connection()
+        # Taken here and not in the thread: there it might be lost by then.
+        return await self.run(question, self.opened())
 
     async def ask(
         self, uuid: str, what: str, function: "Callable[[libvirt.virDomain], Result]", *, is_patient: bool = False

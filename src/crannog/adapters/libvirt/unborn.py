@@ -15,7 +15,7 @@ import shutil
 
 from lxml import etree
 
-from crannog.hostprocesses import kill
+from crannog.hostprocesses import is_own, kill, list_processes, read_command
 
 
 def discard_unborn(root: str, root_alias: str) -> set[str]:
@@ -46,7 +46,8 @@ def _sweep(run: str, lib: str, root_alias: str) -> set[str]:
             _end_emulator(path, name, root_alias)
         os.unlink(path)
         gone.add(name)
-    end_probes(lib, root_alias)
+    if glob.glob(f"{lib}/qmp-*"):
+        end_probes(lib, root_alias)
     for folder in glob.glob(f"{lib}/domain-*"):
         if os.path.basename(folder) not in born.values():
             shutil.rmtree(folder, ignore_errors=True)
@@ -72,16 +73,20 @@ def _read_born(status: str) -> list[tuple[str, str]]:
 
 
 def end_probes(lib: str, root_alias: str) -> None:
-    """End the QEMUs that libvirt asks what they can do: nobody else would, once libvirt has gone. Blocks."""
+    """End the QEMUs that libvirt asks what they can do: nobody else would, once libvirt has gone. Blocks.
+
+    They are found by their command lines, as one that has just begun has not yet written its number.
+    """
+    place = os.fsencode(f"{root_alias}/lib/qemu/qmp-")
+
+    def is_probe(words: list[bytes]) -> bool:
+        return any(place in word for word in words)
+
+    for process in list_processes():
+        if is_probe(read_command(process)) and is_own(process):
+            kill(process, is_probe)
     for folder in glob.glob(f"{lib}/qmp-*"):
-        _end_probe(folder, f"{root_alias}/lib/qemu/{os.path.basename(folder)}/")
-
-
-def _end_probe(folder: str, alias: str) -> None:
-    """End a QEMU that libvirt was just asking what it can do, and take its folder away."""
-    with contextlib.suppress(OSError, ValueError), open(f"{folder}/qmp.pid", encoding="ascii") as file:
-        kill(int(file.read()), lambda words: any(os.fsencode(alias) in word for word in words))
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_emulator(pid_file: str, name: str, root_alias: str) -> None:
