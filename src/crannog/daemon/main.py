@@ -8,6 +8,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from typing import NoReturn
 
 from crannog import __version__
 from crannog.adapters.display.processes import DesktopDisplays
@@ -111,39 +113,60 @@ async def serve(paths: Paths, settings: Settings, ready: int | None) -> None:
     world = build_world(paths, settings, store, registry, machines)
     inventory = Inventory(world, registry, machines)
     StallWatch(world.hypervisor, registry, machines)
+    await _recover(world, registry)
+    world.hypervisor.listen(machines.change)
+    async with opened(world, inventory):
+        await correct_host_facts(world.hypervisor, registry)
+        await Adoption(inventory.lifecycle).adopt()
+        await inventory.preloading.vms.adopt()
+        servers: list[Served] = [
+            *build_servers(inventory, paths, settings),
+            build_policy_server(inventory.policy, paths),
+        ]
+        raise_descriptor_limit()
+        async with serving(servers):
+            log.info("crannogd %s serves %s", __version__, paths.home)
+            if ready is not None:
+                announce_ready(ready)
+            await _run(world, inventory)
+
+
+async def _recover(world: World, registry: Registry) -> None:
+    """Take away what earlier daemons left half-done."""
     volumes = [volume for vm in registry for volume in vm.volumes.values()]
     for name, pool in world.pools.items():
         for sentence in await pool.recover(frozenset(volume.vid for volume in volumes if volume.pool == name)):
             log.warning("%s", sentence)
     for sentence in world.memory_shelf.recover(frozenset(vm.uuid for vm in registry)):
         log.warning("%s", sentence)
-    discard_dead_sockets(paths.run)
-    world.hypervisor.listen(machines.change)
+    discard_dead_sockets(world.paths.run)
+
+
+@contextlib.asynccontextmanager
+async def opened(world: World, inventory: Inventory) -> AsyncIterator[None]:
+    """Hold the hypervisor open. At the end each part is closed, also where one before it fails."""
     await world.hypervisor.open()
-    await correct_host_facts(world.hypervisor, registry)
-    await Adoption(inventory.lifecycle).adopt()
-    await inventory.preloading.vms.adopt()
-    servers: list[Served] = [*build_servers(inventory, paths, settings), build_policy_server(inventory.policy, paths)]
-    raise_descriptor_limit()
-    async with serving(servers):
-        log.info("crannogd %s serves %s", __version__, paths.home)
-        if ready is not None:
-            announce_ready(ready)
-        autostart = Autostart(inventory.lifecycle, paths.autostart_mark, read_boot_id())
-        autostart.begin()
-        world.displays.prepare()
-        running = (inventory.space.run(), inventory.preloading.run(), settle())
-        watches = [asyncio.ensure_future(watch) for watch in running]
-        await _until_told_to_stop()
-        inventory.leases.close()
-        for watch in watches:
-            watch.cancel()
-        await autostart.abandon()
-        await inventory.preloading.abandon_seedling()
-    await inventory.lifecycle.abandon_starts()
-    await world.agents.close()
-    await world.displays.close_all()
-    await world.hypervisor.close()
+    async with contextlib.AsyncExitStack() as ends:
+        ends.push_async_callback(world.hypervisor.close)
+        ends.push_async_callback(world.displays.close_all)
+        ends.push_async_callback(world.agents.close)
+        ends.push_async_callback(inventory.lifecycle.abandon_starts)
+        yield
+
+
+async def _run(world: World, inventory: Inventory) -> None:
+    """Do what is done beside answering, until this process is told to stop."""
+    autostart = Autostart(inventory.lifecycle, world.paths.autostart_mark, read_boot_id())
+    autostart.begin()
+    world.displays.prepare()
+    running = (inventory.space.run(), inventory.preloading.run(), settle())
+    watches = [asyncio.ensure_future(watch) for watch in running]
+    await _until_told_to_stop()
+    inventory.leases.close()
+    for watch in watches:
+        watch.cancel()
+    await autostart.abandon()
+    await inventory.preloading.abandon_seedling()
 
 
 def announce_ready(ready: int) -> None:
@@ -177,12 +200,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Run crannogd; return its exit code."""
+def main() -> NoReturn:
+    """Run crannogd, and exit."""
     options = parse_arguments()
     os.umask(0o077)
     os.chdir("/")
     paths = Paths()
+    code = _serve_until_the_end(paths, options)
+    # Python would wait for its threads, one of which may be in a libvirt call that does not end. The lock goes with
+    # the process, so that the next daemon finds the hypervisor free.
+    logging.shutdown()
+    os._exit(code)
+
+
+def _serve_until_the_end(paths: Paths, options: argparse.Namespace) -> int:
     try:
         take_lock(paths)
         logging.raiseExceptions = False  # a log on a full disk is no reason to complain on top of it
@@ -193,13 +224,18 @@ def main() -> int:
         )
         asyncio.run(serve(paths, Settings.load(paths.settings), options.ready_fd))
     except CrannogError as error:
-        print(f"crannogd: {error}", file=sys.stderr)
+        print(f"crannogd: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    # Python would wait for its threads, one of which may be in a libvirt call that does not end. The lock goes with
-    # the process, so that the next daemon finds the hypervisor free.
-    logging.shutdown()
-    os._exit(0)
+    except Exception:
+        log.critical("crannogd ends because of a fault of its own", exc_info=True)
+        print(
+            f"crannogd: it ends because of a fault of its own; report what {paths.daemon_log} says of it",
+            file=sys.stderr,
+            flush=True,
+        )
+        return DaemonError.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
