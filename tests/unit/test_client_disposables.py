@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ import pytest
 
 import crannog.client
 from crannog.client.call import run_call
+from crannog.client.leases import Lease
 from crannog.client.rpc import DATA_EXIT_CODE, DATA_STDERR, DATA_STDIN, DATA_STDOUT, EXEC_CMDLINE, HELLO
 from crannog.errors import DaemonError, RpcError, UsageError, VMNotFoundError
 from tests.unit.cli_world import FakeDaemon, serving
@@ -221,6 +223,67 @@ async def test_one_whose_settings_are_refused_is_let_go_of(daemon: FakeDaemon) -
             pass
     assert daemon.heard[1:3] == ["crannog.vm.Lease disp1", "admin.vm.property.Set+netvm disp1"]
     assert daemon.heard[3:] == ["admin.vm.Kill disp1"]  # this daemon has let the lease go at once
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_one_that_nobody_waits_for_is_let_go_of_when_it_is_there(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """Given up while it is created; and just then, when it is there, but nobody has looked."""
+    asked, go_on, let_go = threading.Event(), threading.Event(), threading.Event()
+
+    def create(_asked: object) -> str:
+        asked.set()
+        go_on.wait(PATIENCE)
+        return "disp1"
+
+    async def use() -> None:
+        async with crannog.client.disposable("x", home=daemon.paths.home):
+            raise AssertionError("it is not waited for")
+
+    def close(lease: Lease) -> None:
+        close_lease(lease)
+        let_go.set()
+
+    close_lease = Lease.close
+    monkeypatch.setattr(Lease, "close", close)
+    daemon.answers["admin.vm.CreateDisposable"] = create
+    call = asyncio.ensure_future(use())
+    assert await asyncio.to_thread(asked.wait, PATIENCE)
+    if is_late:
+        go_on.set()
+        deadline = time.monotonic() + PATIENCE
+        while "crannog.vm.Lease disp1" not in daemon.heard and time.monotonic() < deadline:
+            time.sleep(0.01)  # noqa: ASYNC251 - the loop shall not go on
+        time.sleep(0.1)  # noqa: ASYNC251
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go_on.set()
+    assert await asyncio.to_thread(let_go.wait, PATIENCE)
+
+
+async def test_a_refusal_that_nobody_waits_for_is_nothing(daemon: FakeDaemon) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def refuse(_asked: object) -> DaemonError:
+        asked.set()
+        go_on.wait(PATIENCE)
+        return DaemonError("no space left")
+
+    async def use() -> None:
+        async with crannog.client.disposable("x", home=daemon.paths.home):
+            raise AssertionError("it is not waited for")
+
+    daemon.answers["admin.vm.CreateDisposable"] = refuse
+    call = asyncio.ensure_future(use())
+    assert await asyncio.to_thread(asked.wait, PATIENCE)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go_on.set()
+    daemon.settle()
+    assert daemon.heard == ["admin.vm.CreateDisposable x"]
 
 
 async def test_dom0_is_no_template() -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import shlex
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from crannog.client.call import OUTPUT_MAX, run_call
@@ -101,7 +102,7 @@ async def disposable(
         raise UsageError("dom0 is no template of disposables; leave the template out for the system's default one")
     paths = Paths(home)
     client = Client(paths)
-    lease = await asyncio.to_thread(create_leased, client, template or DEFAULT_TEMPLATE)
+    lease = await _create(client, template or DEFAULT_TEMPLATE)
     try:
         if not network:
             await asyncio.to_thread(client.text, "admin.vm.property.Set", lease.vm, "netvm", "")
@@ -109,6 +110,23 @@ async def disposable(
         yield Disposable(paths, lease.vm)
     finally:
         await asyncio.shield(asyncio.to_thread(lease.close))
+
+
+async def _create(client: Client, template: str) -> Lease:
+    """Return a new disposable in use. One that nobody waits for any longer is let go of as soon as it is there."""
+    pool = ThreadPoolExecutor(1)
+    creation = pool.submit(create_leased, client, template)
+    pool.shutdown(wait=False)
+    try:
+        return await asyncio.wrap_future(creation)
+    except asyncio.CancelledError:
+        creation.add_done_callback(_let_go)
+        raise
+
+
+def _let_go(creation: Future[Lease]) -> None:
+    if not creation.cancelled() and not creation.exception():
+        creation.result().close()
 
 
 async def _start(client: Client, lease: Lease) -> None:
