@@ -11,7 +11,7 @@ import pytest
 from crannog.core.registry import Registry
 from crannog.core.runtime import HostFacts
 from crannog.daemon.main import correct_host_facts, opened
-from crannog.errors import DaemonError, HypervisorError
+from crannog.errors import CrannogError, HypervisorError
 from tests.fakes import FakeHypervisor
 
 OURS, ALL = HostFacts(1500, 2), HostFacts(64000, 16)
@@ -64,5 +64,5 @@ def test_a_fault_of_its_own_is_one_sentence_and_the_rest_is_in_the_log(tmp_path:
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
     log = tmp_path / "log/crannogd.log"
     sentence = f"crannogd: it ends because of a fault of its own; report what {log} says of it\n"
-    assert (done.returncode, done.stdout, done.stderr) == (DaemonError.exit_code, "", sentence)
+    assert (done.returncode, done.stdout, done.stderr) == (CrannogError.exit_code, "", sentence)
     assert "ZeroDivisionError: by nought" in log.read_text()

@@ -83,7 +83,8 @@ def _wait_until_ready(paths: Paths, ready: int) -> bool:
 def _reason(paths: Paths, error: int) -> str:
     text = os.read(error, 65536).decode("utf-8", "replace").strip()
     last = text.splitlines()[-1].removeprefix("crannogd: ") if text else "it gave no reason"
-    return f"crannogd did not start: {last}; its log is {paths.daemon_log}"
+    where = "" if paths.daemon_log in last else f"; its log is {paths.daemon_log}"
+    return f"crannogd did not start: {last}{where}"
 
 
 def _connect_soon(paths: Paths, connect: Callable[[], T | None]) -> T:

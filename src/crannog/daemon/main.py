@@ -233,7 +233,7 @@ def _serve_until_the_end(paths: Paths, options: argparse.Namespace) -> int:
             file=sys.stderr,
             flush=True,
         )
-        return DaemonError.exit_code
+        return CrannogError.exit_code
     return 0
 
 
