@@ -48,7 +48,7 @@ class Session:
         self._tell = tell
         self._on_return = on_return
         self._pool: ThreadPoolExecutor | None = None
-        self._makers: set[object] = set()
+        self._makers: set[object] = set()  # calls under way that may have libvirt begin processes
         self._connection: libvirt.virConnect | None = None
         self._subscription = 0
         self._is_there = asyncio.Event()
