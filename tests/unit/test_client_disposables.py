@@ -16,7 +16,7 @@ import crannog.client
 from crannog.client.call import run_call
 from crannog.client.leases import Lease
 from crannog.client.rpc import DATA_EXIT_CODE, DATA_STDERR, DATA_STDIN, DATA_STDOUT, EXEC_CMDLINE, HELLO
-from crannog.errors import DaemonError, RpcError, UsageError, VMNotFoundError
+from crannog.errors import CrannogError, DaemonError, RpcError, UsageError, VMNotFoundError
 from tests.unit.cli_world import FakeDaemon, serving
 
 Messages = list[tuple[int, bytes]]
@@ -225,33 +225,47 @@ async def test_one_whose_settings_are_refused_is_let_go_of(daemon: FakeDaemon) -
     assert daemon.heard[3:] == ["admin.vm.Kill disp1"]  # this daemon has let the lease go at once
 
 
-@pytest.mark.parametrize("is_late", [False, True])
-async def test_one_that_nobody_waits_for_is_let_go_of_when_it_is_there(
-    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, is_late: bool
-) -> None:
-    """Given up while it is created; and just then, when it is there, but nobody has looked."""
-    asked, go_on, let_go = threading.Event(), threading.Event(), threading.Event()
+class Held:
+    """An answer that is given when `go_on` is set."""
 
-    def create(_asked: object) -> str:
-        asked.set()
-        go_on.wait(PATIENCE)
-        return "disp1"
+    def __init__(self, answer: str | CrannogError) -> None:
+        self._answer = answer
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, _asked: object) -> str | CrannogError:
+        self.asked.set()
+        self.go_on.wait(PATIENCE)
+        return self._answer
+
+
+async def begin(daemon: FakeDaemon, answer: Held) -> "asyncio.Task[None]":
+    """Ask for a disposable, and return the task that waits for it when the daemon has heard of that."""
 
     async def use() -> None:
         async with crannog.client.disposable("x", home=daemon.paths.home):
             raise AssertionError("it is not waited for")
 
+    daemon.answers["admin.vm.CreateDisposable"] = answer
+    call = asyncio.create_task(use())
+    assert await asyncio.to_thread(answer.asked.wait, PATIENCE)
+    return call
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_one_that_nobody_waits_for_is_let_go_of_when_it_is_there(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """Given up while it is created; and just then, when it is there, but nobody has looked."""
+    answer, let_go, close_lease = Held("disp1"), threading.Event(), Lease.close
+
     def close(lease: Lease) -> None:
         close_lease(lease)
         let_go.set()
 
-    close_lease = Lease.close
     monkeypatch.setattr(Lease, "close", close)
-    daemon.answers["admin.vm.CreateDisposable"] = create
-    call = asyncio.ensure_future(use())
-    assert await asyncio.to_thread(asked.wait, PATIENCE)
+    call = await begin(daemon, answer)
     if is_late:
-        go_on.set()
+        answer.go_on.set()
         deadline = time.monotonic() + PATIENCE
         while "crannog.vm.Lease disp1" not in daemon.heard and time.monotonic() < deadline:
             time.sleep(0.01)  # noqa: ASYNC251 - the loop shall not go on
@@ -259,29 +273,17 @@ async def test_one_that_nobody_waits_for_is_let_go_of_when_it_is_there(
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    go_on.set()
+    answer.go_on.set()
     assert await asyncio.to_thread(let_go.wait, PATIENCE)
 
 
 async def test_a_refusal_that_nobody_waits_for_is_nothing(daemon: FakeDaemon) -> None:
-    asked, go_on = threading.Event(), threading.Event()
-
-    def refuse(_asked: object) -> DaemonError:
-        asked.set()
-        go_on.wait(PATIENCE)
-        return DaemonError("no space left")
-
-    async def use() -> None:
-        async with crannog.client.disposable("x", home=daemon.paths.home):
-            raise AssertionError("it is not waited for")
-
-    daemon.answers["admin.vm.CreateDisposable"] = refuse
-    call = asyncio.ensure_future(use())
-    assert await asyncio.to_thread(asked.wait, PATIENCE)
+    answer = Held(DaemonError("no space left"))
+    call = await begin(daemon, answer)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    go_on.set()
+    answer.go_on.set()
     daemon.settle()
     assert daemon.heard == ["admin.vm.CreateDisposable x"]
 

@@ -7,13 +7,14 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from crannog.adapters.libvirt.roots import MockRoot
 from crannog.adapters.libvirt.session import Session
 from crannog.adapters.libvirt.unborn import end_probes
 
-PROBE = (sys.executable, "-c", "import time; print(flush=True); time.sleep(60)")
+PROBE = (sys.executable, "-c", "import time; time.sleep(60)")
 
 
 class Leaving(MockRoot):
@@ -30,8 +31,8 @@ class Leaving(MockRoot):
         self.left.set()
 
 
-@pytest_asyncio.fixture
-async def root(tmp_path: Path) -> Leaving:
+@pytest.fixture
+def root(tmp_path: Path) -> Leaving:
     return Leaving(tmp_path)
 
 

@@ -224,15 +224,12 @@ def _serve_until_the_end(paths: Paths, options: argparse.Namespace) -> int:
         )
         asyncio.run(serve(paths, Settings.load(paths.settings), options.ready_fd))
     except CrannogError as error:
-        print(f"crannogd: {error}", file=sys.stderr, flush=True)
+        print(f"crannogd: {error}", file=sys.stderr)
         return error.exit_code
     except Exception:
         log.critical("crannogd ends because of a fault of its own", exc_info=True)
-        print(
-            f"crannogd: it ends because of a fault of its own; report what {paths.daemon_log} says of it",
-            file=sys.stderr,
-            flush=True,
-        )
+        sentence = f"it ends because of a fault of its own; report what {paths.daemon_log} says of it"
+        print(f"crannogd: {sentence}", file=sys.stderr)
         return CrannogError.exit_code
     return 0
 

@@ -92,12 +92,11 @@ class Session:
             self._return.cancel()
             self._return = None
         if self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)  # not behind calls that hang
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="libvirt")
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
         connection, self._connection = self._connection, None
-        if connection and self._pool:
-            await self.run(driver.disconnect, connection, self._subscription, self._root.is_shared)
-        self._pool = None
+        if connection:  # not in the pool, behind calls that hang
+            await asyncio.to_thread(driver.disconnect, connection, self._subscription, self._root.is_shared)
         await self._leave()
 
     async def _leave(self) -> None:
@@ -143,12 +142,12 @@ class Session:
 
     async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """Return what a blocking function returns, run in the pool."""
-        return await asyncio.wrap_future(self._submit(function, *arguments))
+        return await asyncio.wrap_future(self._threads().submit(function, *arguments))
 
-    def _submit(self, function: Callable[..., Result], *arguments: object) -> Future[Result]:
+    def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
             raise HypervisorError("the connection to libvirt is closed: open it first")
-        return self._pool.submit(function, *arguments)
+        return self._pool
 
     async def call(self, function: Callable[["libvirt.virConnect"], Result]) -> Result:
         """Return what a blocking function makes of the connection. One that is lost is waited for a while.
@@ -156,15 +155,14 @@ class Session:
         The function may have libvirt begin processes: closing waits for it. Raises HypervisorError when the connection
         does not come back, and what the function raises.
         """
-        await self._expect_connection()
-        job = self._submit(function, self.opened())
+        job = await self._put(function)
         self._makers.add(job)
         job.add_done_callback(self._makers.discard)
         return await asyncio.wrap_future(job)
 
-    async def _expect_connection(self) -> None:
-        if self._pool is None:
-            raise HypervisorError("the connection to libvirt is closed: open it first")
+    async def _put(self, function: Callable[["libvirt.virConnect"], Result]) -> Future[Result]:
+        """Have a thread call the function with the connection, once that is there."""
+        self._threads()
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._is_there.wait()
@@ -172,6 +170,8 @@ class Session:
             raise HypervisorError(
                 f"libvirt does not answer any more ({self._root.uri}): see whether libvirtd runs; VMs go on running"
             ) from None
+        # Taken here and not in the thread: there it might be lost by then.
+        return self._threads().submit(function, self.opened())
 
     def opened(self) -> "libvirt.virConnect":
         """Return the connection; raises HypervisorError while there is none."""
@@ -196,18 +196,13 @@ class Session:
                 raise failures.call_failure(what, error) from error
 
         try:
-            return await self._put(ask)
+            return await asyncio.wrap_future(await self._put(ask))
         except _LostError:
             self._begin_return()
         try:
-            return await self._put(ask)
+            return await asyncio.wrap_future(await self._put(ask))
         except _LostError as error:
             raise HypervisorError(f"{what} failed: the connection to libvirt was lost; try again") from error
-
-    async def _put(self, question: Callable[["libvirt.virConnect"], Result]) -> Result:
-        await self._expect_connection()
-        # Taken here and not in the thread: there it might be lost by then.
-        return await self.run(question, self.opened())
 
     async def ask(
         self, uuid: str, what: str, function: "Callable[[libvirt.virDomain], Result]", *, is_patient: bool = False

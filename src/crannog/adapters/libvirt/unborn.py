@@ -46,7 +46,7 @@ def _sweep(run: str, lib: str, root_alias: str) -> set[str]:
             _end_emulator(path, name, root_alias)
         os.unlink(path)
         gone.add(name)
-    if glob.glob(f"{lib}/qmp-*"):
+    if glob.glob(f"{lib}/qmp-*"):  # else all processes would be looked at in each of our starts
         end_probes(lib, root_alias)
     for folder in glob.glob(f"{lib}/domain-*"):
         if os.path.basename(folder) not in born.values():
